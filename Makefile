@@ -1,0 +1,39 @@
+# make quickstart   the main job, end to end, on this machine
+# make test         every test
+# make check        style and types only
+.PHONY: quickstart test check bench clean help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Libraries that would otherwise open thread pools, phone home or fetch from a hub.
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+# torch first and pinned: a bare "torch" pulled in by another package takes gigabytes of CUDA libraries.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	touch $@
+
+quickstart: $(VENV)/installed
+	@$(BIN)/t2i quickstart
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	@for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+clean:
+	rm -rf $(VENV) t2i-home build *.egg-info

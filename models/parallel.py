@@ -1,0 +1,136 @@
+"""What one worker needs of the others, with gradients: the number of workers must not change the mathematics.
+
+Convention: each rank computes a loss whose MEAN over ranks is the global loss, and parameter gradients are averaged over
+ranks. Every function here is exact under that convention, and the identity on one rank.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    """The group of workers as a loss sees it."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def gather(self, local: Tensor) -> Tensor:
+        """(B,...) of every rank stacked in rank order to (size*B,...), with gradient back to every rank."""
+        ...
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over ranks, in one flat message per dtype."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneRank:
+    """A single worker: nothing to exchange."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, local: Tensor) -> Tensor:
+        return local
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessGroupRanks:
+    """The default torch.distributed group (gloo or nccl)."""
+
+    rank: int
+    size: int
+
+    def gather(self, local: Tensor) -> Tensor:
+        gathered: Tensor = _Gather.apply(local, self.rank, self.size)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for group in by_dtype.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for tensor, mean in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+
+def current_ranks() -> Ranks:
+    """The group this process belongs to: one rank unless torch.distributed was initialised with more."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return ProcessGroupRanks(dist.get_rank(), dist.get_world_size())
+    return OneRank()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.rows = rank, local.shape[0]
+        local = local.contiguous()
+        parts = [torch.empty_like(local) for _ in range(size)]
+        dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # Every rank's loss used this rank's rows: their gradients add up.
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = ctx.rank * ctx.rows
+        return gradient[start : start + ctx.rows], None, None
+
+
+def normalise_over_ranks(x: Tensor, epsilon: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch normalisation without affine, statistics over the batches of all ranks.
+
+    x: (B,C,...), the same B on every rank. Returns the normalised x, and the mean and the biased variance (C,).
+    torch's SyncBatchNorm does the same on GPUs only.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _NormaliseOverRanks.apply(x, epsilon, ranks.size)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, epsilon: float, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        dims = [0, *range(2, x.dim())]
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        local_variance, local_mean = torch.var_mean(x.float(), dims, correction=0)
+        # Means and variances, not sums of squares: no cancellation when the mean is large.
+        parts = [torch.empty(2, x.shape[1], device=x.device) for _ in range(size)]
+        dist.all_gather(parts, torch.stack([local_mean, local_variance]))
+        means, variances = torch.stack(parts).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        inverse_std = torch.rsqrt(variance + epsilon)
+        normalised = ((x - mean.view(shape)) * inverse_std.view(shape)).to(x.dtype)
+        ctx.save_for_backward(normalised, inverse_std)
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.size = size
+        return normalised, mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        normalised, inverse_std = ctx.saved_tensors
+        dims = [0, *range(2, gradient.dim())]
+        shape = (1, -1) + (1,) * (gradient.dim() - 2)
+        sums = torch.stack([gradient.float().mean(dims), (gradient * normalised).float().mean(dims)])
+        dist.all_reduce(sums)
+        mean_gradient, mean_product = (sums / ctx.size).unbind(0)
+        centred = gradient - mean_gradient.view(shape) - normalised * mean_product.view(shape)
+        return (centred * inverse_std.view(shape)).to(gradient.dtype), None, None

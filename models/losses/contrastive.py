@@ -68,14 +68,19 @@ def word_region_scores(
     regions ("normalised", the released code); the score is log(sum_t exp(rho_2 cos(w_t, c_t))) / (rho_2 tau).
     The paper uses one tau = 0.1; the released code's factor gamma_3 = 50 is tau = 0.02. Returns (M,N).
 
-    All M*N pairs are three matrix products: no loop over captions.
+    All M*N pairs are a few matrix products: no loop over captions. The region context itself is never formed: its
+    product with the word and its length follow from the similarities and the regions' Gram matrix.
     """
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = regions.float(), words.float()
         unit_regions = F.normalize(regions, dim=2, eps=1e-12)
         unit_words = F.normalize(words, dim=2, eps=1e-12).flatten(0, 1)  # N*T,D
-        attention = (rho_1 * (unit_words @ unit_regions.transpose(1, 2))).softmax(2)  # M,N*T,R
-        context = attention @ (unit_regions if values == "normalised" else regions)  # M,N*T,D
-        similarity = (F.normalize(context, dim=2, eps=1e-12) * unit_words).sum(2)
-        logits = (rho_2 * similarity).view(regions.shape[0], *padding.shape)
+        cosines = unit_words @ unit_regions.transpose(1, 2)  # M,N*T,R
+        attention = (rho_1 * cosines).softmax(2)
+        # A raw region is its unit vector times its length: the lengths go to the weights.
+        weights = attention if values == "normalised" else attention * regions.norm(dim=2)[:, None, :]
+        gram = unit_regions @ unit_regions.transpose(1, 2)  # M,R,R
+        product = (weights * cosines).sum(2)
+        length = ((weights @ gram) * weights).sum(2).clamp_min(1e-24).sqrt()
+        logits = (rho_2 * product / length).view(regions.shape[0], *padding.shape)
         return logits.masked_fill(padding, PADDING_LOGIT).logsumexp(2) / (rho_2 * tau)

@@ -45,6 +45,9 @@ class XMCGANConfig(Settings):
         "global", description='batch statistics over all workers, or "rank": of each alone (released)'
     )
 
+    region_side: Literal[8, 16] = Field(
+        16, description="side of the region map of the word loss: 16 (section 4.3); 8 is for the 32 px form"
+    )
     head_layers: int = Field(
         0, ge=0, le=2, description="layers of the contrastive projection head; 0 is best and released (figure 5)"
     )

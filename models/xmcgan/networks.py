@@ -13,8 +13,6 @@ from models.contract import TextFeatures
 from models.losses.contrastive import PADDING_LOGIT
 from models.xmcgan.config import XMCGANConfig
 
-ATTENTION_SIDE = 16
-
 
 def attend_to_words(
     regions: Tensor, words: Tensor, padding: Tensor, rho_0: float, values: str
@@ -144,7 +142,7 @@ class Judgement:
     """What the discriminator says of n*B pictures and B sentences.
 
     logits: (n*B,); features: (n*B,F) for the sentence and image contrastive losses; sentence: (B,F) the projected
-    sentences; regions: (n*B,256,text_dim) for the word-region loss.
+    sentences; regions: (n*B,R,text_dim) for the word-region loss.
     """
 
     logits: Tensor
@@ -163,7 +161,7 @@ class Discriminator(nn.Module):
         self.region_block = -1
         side = config.resolution // 2
         for index, (width, out) in enumerate(pairwise(widths)):
-            if side == ATTENTION_SIDE:
+            if side == config.region_side:
                 self.region_block = index
             down = side > 4
             self.blocks.append(DownBlock(width, out, down=down))

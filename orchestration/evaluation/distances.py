@@ -1,0 +1,51 @@
+"""FID and KID of generated pictures, always named with the net whose features they compare."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+KID_SUBSETS, KID_SUBSET_SIZE = 50, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Frechet and kernel distance (mean and standard deviation over subsets), with the sample counts."""
+
+    fid: float
+    kid: float
+    kid_std: float
+    real: int
+    fake: int
+
+
+@torch.inference_mode()
+def distances(net: nn.Module, real: Iterable[Tensor], fake: Iterable[Tensor], seed: int = 0) -> Distances:
+    """Distances between two streams of uint8 pictures (B,3,H,W) in the features of `net`, B pictures to (B,F).
+
+    At least two pictures on each side. KID's subsets are drawn with the seed. With fewer pictures than features the
+    covariance is singular and FID is biased upwards: compare equal counts only.
+    """
+    real_features = torch.cat([net(pictures) for pictures in real]).double()
+    fake_features = torch.cat([net(pictures) for pictures in fake]).double()
+    counts = (len(real_features), len(fake_features))
+    # The metrics take features as they are, so that pictures pass through the net once.
+    given = nn.Identity()
+    given.num_features = real_features.shape[1]  # type: ignore[assignment]
+    fid = FrechetInceptionDistance(feature=given)
+    kid = KernelInceptionDistance(feature=given, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, *counts))
+    for metric in (fid, kid):
+        metric.update(real_features, real=True)
+        metric.update(fake_features, real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kid_mean, kid_std = kid.compute()
+    return Distances(fid.compute().item(), kid_mean.item(), kid_std.item(), *counts)
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """Pictures in [-1, 1] to uint8, rounded to the nearest level."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,125 @@
+"""A generator against held-out captions, under a named protocol. Figures carry the protocol in their name."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.contract import Nets, TextFeatures
+from models.encoders.image import PretrainedImageEncoder, PretrainedImageSettings, WeightsMissing
+from orchestration.config import Experiment
+from orchestration.data.batches import CaptionedPictures, held_out_captions
+from orchestration.data.sampler import derive_seed
+from orchestration.errors import RequestError
+from orchestration.evaluation.distances import distances, to_bytes
+from orchestration.evaluation.scenes_net import ATTRIBUTES, ScenesNet, load_judge
+from orchestration.preparation import PreparedSplit
+
+DRAW_BATCH = 50
+NOISE_STREAM = 200
+
+Draw = Callable[[TextFeatures, Sequence[int]], Tensor]
+"""B captions' features and B seeds to pictures (B,3,H,W) in [-1, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Figures by name (`fid/scenes-net`, `accuracy/thing` ...), and how many pictures each side had."""
+
+    protocol: str
+    figures: Mapping[str, float]
+    samples: int
+
+
+class Judge:
+    """One protocol on one held-out split; real pictures are those the captions belong to."""
+
+    def __init__(self, protocol: str, split: PreparedSplit, judge: str | None, samples: int, seed: int) -> None:
+        self.protocol, self.seed = protocol, seed
+        self.data: CaptionedPictures = split.open()
+        self.net = _feature_net(protocol, judge)
+        self.items, self.captions = held_out_captions(self.data.captions, samples, seed)
+        self.seeds = [derive_seed(seed, NOISE_STREAM, index) for index in range(samples)]
+        self.labels: dict[str, list[str]] = (
+            json.loads((Path(split.labels) / "labels.json").read_text()) if split.labels else {}
+        )
+
+    def __call__(self, draw: Draw) -> Verdict:
+        """Draw one picture a caption and judge them all."""
+        fakes = [to_bytes(draw(text, seeds)).cpu() for text, seeds in self._portions()]
+        reals = (to_bytes(self.data.images(items)) for items in _split(self.items))
+        found = distances(self.net, reals, fakes)
+        figures = {
+            f"fid/{self.protocol}": found.fid,
+            f"kid/{self.protocol}": found.kid,
+            f"kid_std/{self.protocol}": found.kid_std,
+        }
+        if isinstance(self.net, ScenesNet):
+            figures |= self._accuracy(self.net, fakes)
+        return Verdict(self.protocol, figures, len(self.items))
+
+    def _portions(self) -> Iterator[tuple[TextFeatures, list[int]]]:
+        for start in range(0, len(self.items), DRAW_BATCH):
+            captions = self.captions[start : start + DRAW_BATCH]
+            yield self.data.captions.take(captions), self.seeds[start : start + DRAW_BATCH]
+
+    @torch.inference_mode()
+    def _accuracy(self, net: ScenesNet, fakes: list[Tensor]) -> dict[str, float]:
+        """Share of pictures that show what their caption names, what another picture's caption names, and chance."""
+        logits = [net.logits(net(pictures)) for pictures in fakes]
+        image_ids = self.data.pictures.image_ids[self.items]
+        figures = {}
+        for place, name in enumerate(ATTRIBUTES):
+            seen = torch.cat([part[name] for part in logits]).argmax(1)
+            shown = np.array([net.classes[name][index] for index in seen.tolist()])
+            named = np.array([self.labels[str(image_id)][place] for image_id in image_ids])
+            figures[f"accuracy/{name}"] = float((shown == named).mean())
+            figures[f"accuracy_mismatched/{name}"] = float((shown == np.roll(named, 1)).mean())
+            figures[f"chance/{name}"] = 1 / len(net.classes[name])
+        return figures
+
+
+def _split(items: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
+    for start in range(0, len(items), DRAW_BATCH):
+        yield items[start : start + DRAW_BATCH]
+
+
+class _EfficientNetFeatures(nn.Module):
+    """uint8 pictures to ImageNet EfficientNet-lite0's 1280 pooled features, at 224 px."""
+
+    num_features = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = PretrainedImageEncoder(PretrainedImageSettings(name="efficientnet-lite0"))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.encoder(pictures.float() / 127.5 - 1)
+        return features
+
+
+def _feature_net(protocol: str, judge: str | None) -> nn.Module:
+    if protocol == "scenes-net":
+        assert judge is not None
+        return load_judge(Path(judge))
+    try:
+        return _EfficientNetFeatures()
+    except WeightsMissing as error:
+        raise RequestError(f"evaluation.protocol=efficientnet-lite0: {error}, or set it to none") from error
+
+
+def drawer(experiment: Experiment, nets: Nets, device: torch.device) -> Draw:
+    """How an experiment's nets draw: on the device, without gradient."""
+    system = experiment.get_system()
+
+    @torch.inference_mode()
+    def draw(text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+        on_device = TextFeatures(text.words.to(device), text.lengths.to(device), text.sentence.to(device))
+        return system.sample(nets, experiment.model, on_device, seeds).float()
+
+    return draw

@@ -1,0 +1,174 @@
+"""What must exist before a GAN trains: pixels, text features, and the judge of generated scenes. All are stages."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.encoders.image import WeightsMissing
+from models.encoders.text import TextEncoder
+from orchestration.config import Experiment
+from orchestration.data.batches import CaptionedPictures
+from orchestration.data.features import VERSION as FEATURES_VERSION
+from orchestration.data.features import open_caption_features, write_caption_features
+from orchestration.data.pictures import open_pictures, prepare_pictures
+from orchestration.data.records import Dataset
+from orchestration.data.sources import open_source
+from orchestration.errors import RequestError
+from orchestration.home import Home
+from orchestration.stages import Progress, Stage, ensure, quiet
+from orchestration.training.state import Provenance
+
+PICTURES_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSplit:
+    """Folders of one prepared split."""
+
+    pictures: str
+    features: str
+    labels: str | None = None
+
+    def open(self) -> CaptionedPictures:
+        """Memory-map it."""
+        return CaptionedPictures(
+            open_pictures(Path(self.pictures) / "pictures"), open_caption_features(Path(self.features))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything a worker reads, by path: it crosses process borders as JSON."""
+
+    train: PreparedSplit
+    validation: PreparedSplit
+    provenance: Provenance
+    protocol: str
+    judge: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Prepared":
+        return cls(
+            PreparedSplit(**values["train"]),
+            PreparedSplit(**values["validation"]),
+            Provenance(**values["provenance"]),
+            values["protocol"],
+            values["judge"],
+        )
+
+
+class Preparation:
+    """Runs the stages of an experiment that are missing. The text encoder is loaded once, and only if needed."""
+
+    def __init__(self, experiment: Experiment, home: Home, progress: Progress = quiet) -> None:
+        self.experiment, self.home, self.progress = experiment, home, progress
+        self._encoder: TextEncoder | None = None
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The experiment's text encoder. Raises RequestError when it is missing or of another width."""
+        if self._encoder is None:
+            try:
+                self._encoder = TextEncoder(self.experiment.text, self.home.encoders)
+            except WeightsMissing as error:
+                raise RequestError(f"text.name: {error}") from error
+            wanted = self.experiment.get_system().text_dim(self.experiment.model)
+            if wanted != self._encoder.dim:
+                raise RequestError(
+                    f"model.text_dim is {wanted} but {self.experiment.text.name} gives {self._encoder.dim} features: "
+                    f"add --set model.text_dim={self._encoder.dim}"
+                )
+        return self._encoder
+
+    def everything(self) -> Prepared:
+        """What training and its validation read."""
+        data = self.experiment.data
+        train, validation = self.dataset(data.train_split), self.dataset(data.validation_split)
+        protocol = choose_protocol(self.experiment, train)
+        judge = None
+        if protocol == "scenes-net":
+            from orchestration.evaluation.scenes_net import judge_stage
+
+            judge = str(ensure(judge_stage(self.experiment, self.home), self.home.stages, self.progress))
+        return Prepared(
+            self.split(train),
+            self.split(validation),
+            Provenance(train.digest, self.encoder.digest),
+            protocol,
+            judge,
+        )
+
+    def dataset(self, split: str) -> Dataset:
+        """One split, with everything the system needs. Raises RequestError."""
+        dataset = open_source(
+            self.experiment.data.source,
+            split,
+            self.home.root,
+            lambda done, total: self.progress("drawing scenes", done, total),
+        )
+        require(self.experiment, dataset)
+        return dataset
+
+    def split(self, dataset: Dataset) -> PreparedSplit:
+        """Pixels and text features of a split."""
+        resolution = self.experiment.get_system().resolution(self.experiment.model)
+
+        def write_pictures(folder: Path, progress: Progress) -> None:
+            prepare_pictures(
+                dataset, resolution, folder / "pictures", lambda done, total: progress("pictures", done, total)
+            )
+
+        pictures = Stage(
+            "pictures",
+            PICTURES_VERSION,
+            {"resolution": resolution, "split": dataset.split},
+            {"data": dataset.digest},
+            write_pictures,
+        )
+        labels = None
+        if dataset.name == "scenes":
+            from orchestration.evaluation.scenes_net import labels_stage
+
+            labels = str(ensure(labels_stage(dataset), self.home.stages, self.progress))
+        return PreparedSplit(
+            str(ensure(pictures, self.home.stages, self.progress)), str(self.features(dataset)), labels
+        )
+
+    def features(self, dataset: Dataset) -> Path:
+        """Text features of a split's captions."""
+        encoder = self.encoder
+        stage = Stage(
+            "text-features",
+            FEATURES_VERSION,
+            {"text": self.experiment.text.model_dump(mode="json"), "split": dataset.split},
+            {"data": dataset.digest, "encoder": encoder.digest},
+            lambda folder, progress: write_caption_features(dataset, encoder, folder, progress),
+        )
+        return ensure(stage, self.home.stages, self.progress)
+
+
+def require(experiment: Experiment, dataset: Dataset) -> None:
+    """RequestError when the data lacks something the system is conditioned on."""
+    missing: Iterable[str] = sorted(experiment.get_system().needs - dataset.carries)
+    if missing:
+        raise RequestError(
+            f"{experiment.system} needs {', '.join(missing)}, which {experiment.data.source} ({dataset.split}) does not "
+            f"carry; it carries {', '.join(sorted(dataset.carries))}: choose another data set with --data"
+        )
+
+
+def choose_protocol(experiment: Experiment, dataset: Dataset) -> str:
+    """The protocol that "auto" means for this data. Raises RequestError for one that cannot judge it."""
+    wanted = experiment.evaluation.protocol
+    if wanted == "auto":
+        return "scenes-net" if dataset.name == "scenes" else "efficientnet-lite0"
+    if wanted == "scenes-net" and dataset.name != "scenes":
+        raise RequestError(
+            f"evaluation.protocol=scenes-net judges generated scenes only, not {experiment.data.source}: "
+            "use efficientnet-lite0"
+        )
+    return wanted

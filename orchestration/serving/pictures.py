@@ -1,0 +1,53 @@
+"""PNG files that say what they are: the request and the model that drew them."""
+
+import io
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from orchestration.errors import RequestError
+from orchestration.serving.requests import ModelIdentity
+
+
+def picture_metadata(prompt: str, seed: int, model: ModelIdentity) -> dict[str, str]:
+    """What a served PNG carries. No time stamp: the same request gives the same bytes."""
+    return {
+        "prompt": prompt,
+        "seed": str(seed),
+        "model": model.name,
+        "version": model.version,
+        "checkpoint_digest": model.checkpoint_digest,
+        # The one keyword of these that the PNG specification (11.3.4.2) registers, with its capital.
+        "Software": _software(),
+    }
+
+
+def encode_png(pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
+    """A PNG of pixels (H,W,3). Texts become tEXt chunks, or iTXt (UTF-8) where Latin-1 cannot hold them."""
+    info = PngInfo()
+    for key, text in metadata.items():
+        info.add_text(key, text)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def read_metadata(png: bytes) -> dict[str, str]:
+    """The texts in a PNG; RequestError when it is none."""
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            assert isinstance(image, PngImageFile)
+            return {key: str(text) for key, text in image.text.items()}
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"this is no PNG that can be read ({error}): give the bytes of a PNG file") from error
+
+
+def _software() -> str:
+    try:
+        return f"t2i {version('t2i')}"
+    except PackageNotFoundError:
+        return "t2i"

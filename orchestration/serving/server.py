@@ -1,0 +1,213 @@
+"""Starts and stops the endpoint on this machine, and cleans up only what it started."""
+
+import errno
+import ipaddress
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from orchestration.errors import RequestError, RunError
+from orchestration.serving.app import TOKEN_VARIABLE, build_app
+from orchestration.serving.client import fetch
+
+APP_NAME = "t2i"
+POLL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ServerHandle:
+    """A running endpoint; `stop` ends it, as does leaving a `with` block."""
+
+    url: str
+    started_ray: bool
+    started_serve: bool
+    deployed: bool = False
+    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def stop(self) -> None:
+        """Ends the application, then Serve and Ray if they were started for it. A second call does nothing."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        if ray.is_initialized():
+            if self.started_serve:
+                serve.shutdown()
+            elif self.deployed:
+                serve.delete(APP_NAME)
+            if self.started_ray:
+                ray.shutdown()
+
+    def wait(self) -> None:
+        """Until Ctrl-C or SIGTERM (heard on the main thread only), or until `stop` is called elsewhere; then stops."""
+        previous = None
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            self._stopped.wait()
+        except KeyboardInterrupt:
+            self.stop()
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start_server(
+    checkpoint: Path,
+    home: Path,
+    name: str,
+    version: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    block: bool = False,
+    start_timeout_s: float = 600.0,
+    **options: Any,
+) -> ServerHandle:
+    """Serves a checkpoint over HTTP; with `block`, until Ctrl-C or SIGTERM.
+
+    port 0 takes a free one. options: further fields of `app.ServeSettings` (max_batch, wait_s, replicas, device, ...).
+    Ray is joined if this process has joined it or RAY_ADDRESS names it, and started on this machine otherwise. Raises
+    RequestError before Ray is touched when the port is taken or the checkpoint is no folder, and when the replica
+    refuses the checkpoint; RunError when the server does not come up.
+    """
+    port = check_port(host, port)
+    checkpoint, home = Path(checkpoint).resolve(), Path(home).resolve()
+    if not checkpoint.is_dir():
+        raise RequestError(f"{checkpoint} is no folder: give the folder of a checkpoint")
+    app = build_app({"checkpoint": checkpoint, "home": home, "name": name, "version": version, **options})
+    if TOKEN_VARIABLE not in os.environ and not _is_loopback(host):
+        logger.warning("%s is reachable from other machines and no %s is set: anyone may draw", host, TOKEN_VARIABLE)
+    handle = ServerHandle(_url(host, port), started_ray=not ray.is_initialized(), started_serve=False)
+    try:
+        if handle.started_ray:
+            _start_ray(float(options.get("cpus", 1.0)) * int(options.get("replicas", 1)))
+        handle.started_serve = not serve.status().proxies
+        serve.start(http_options=HTTPOptions(host=host, port=port))
+        handle.deployed = True
+        serve.run_many(
+            [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        _wait_until_running(time.monotonic() + start_timeout_s)
+        _check_answer(handle.url, name, version)
+    except BaseException:
+        handle.stop()
+        raise
+    if block:
+        handle.wait()
+    return handle
+
+
+def check_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises RequestError when the endpoint could not listen there."""
+    if not 0 <= port <= 65535:
+        raise RequestError(f"port {port} does not exist: choose one from 1 to 65535 with --port, or 0 for a free one")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except socket.gaierror as error:
+        raise RequestError(f"host {host!r} is no address: choose one of this machine with --host") from error
+    except PermissionError as error:
+        raise RequestError(f"port {port} needs the rights of the administrator: choose one above 1023") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise RequestError(f"port {port} on {host} is in use: choose another with --port") from error
+        raise RequestError(f"host {host!r} is no address of this machine: choose another with --host") from error
+
+
+def _start_ray(cpus: float) -> None:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        return
+    # Logical CPUs: the ingress takes a fraction, and a small machine serves too.
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+
+
+def _wait_until_running(deadline: float) -> None:
+    while time.monotonic() < deadline:
+        application = serve.status().applications[APP_NAME]
+        if application.status == "RUNNING":
+            return
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise _start_failure(application)
+        time.sleep(POLL_S)
+    raise RunError(
+        "the server did not come up in time: check that the cluster has the CPUs and GPUs that the replicas ask for"
+    )
+
+
+def _start_failure(application: Any) -> Exception:
+    texts = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    for text in texts:
+        # What the replica refused is a sentence for a person; the traceback around it is not.
+        found = re.findall(r"orchestration\.errors\.(RequestError|RunError): (.+)", text)
+        if found:
+            kind, sentence = found[-1]
+            return (RequestError if kind == "RequestError" else RunError)(sentence.strip())
+    last = next((text.strip().splitlines()[-1] for text in texts if text.strip()), "no reason given")
+    return RunError(f"the server did not start ({last}): the log of the replica, below /tmp/ray, says more")
+
+
+def _check_answer(url: str, name: str, version: str) -> None:
+    # Serve ignores another host and port when it runs already, and a proxy learns of its routes a little later.
+    failure: Exception | None = None
+    for _ in range(50):
+        try:
+            reply = json.loads(fetch(f"{url}/healthz", timeout=10))
+            if (reply.get("model"), reply.get("version")) == (name, version):
+                return
+        except (RequestError, RunError, ValueError) as error:
+            failure = error
+        time.sleep(POLL_S)
+    raise RunError(
+        f"the model runs, but {url} does not answer for it: a Serve that was running already keeps its own host and "
+        "port, so choose those or stop it"
+    ) from failure
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,182 @@
+"""The training loop: it knows phases and nothing of any paper. Read it from top to bottom."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import Batch, Phase, StepContext
+from models.parallel import Ranks
+from orchestration.config import Experiment
+from orchestration.data.batches import TrainingStream
+from orchestration.data.sampler import derive_seed
+from orchestration.errors import RunError
+from orchestration.training.state import TrainingState, update_average
+
+# Streams of the training seed (the data has its own, see data/batches.py).
+NOISE, LAYERS = 100, 101
+
+
+class Diverged(RunError):
+    """A loss or gradient became NaN or infinite; `reason` names which."""
+
+    def __init__(self, reason: str, kimg: float) -> None:
+        self.reason = reason
+        super().__init__(
+            f"training diverged at {kimg:.3f} kimg ({reason}): nothing later than the last checkpoint is kept; lower the "
+            "learning rates or loss weights and start again"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Every so many images, counted so that a resumed run acts at the same points as an undisturbed one."""
+
+    images: int
+
+    def due(self, before: int, after: int) -> bool:
+        """Whether a multiple of the period lies in (before, after]."""
+        return after // self.images > before // self.images
+
+
+@dataclass
+class RunningMeans:
+    """Means of loss terms since they were last taken."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, prefix: str, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            key = f"{prefix}/{name}"
+            self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
+            self.counts[key] += 1
+
+    def take(self, ranks: Ranks) -> dict[str, float]:
+        """The means over steps and ranks; starts anew."""
+        means = {key: (total / self.counts[key]).float().reshape(1) for key, total in sorted(self.sums.items())}
+        ranks.average_(means.values())
+        self.sums.clear()
+        self.counts.clear()
+        return {key: value.item() for key, value in means.items()}
+
+
+class Trainer:
+    """Steps of one experiment on one rank. `on_device(batch)` and the ranks are all that differs between machines."""
+
+    def __init__(
+        self, experiment: Experiment, state: TrainingState, stream: TrainingStream, device: torch.device, ranks: Ranks
+    ) -> None:
+        self.experiment, self.state, self.stream = experiment, state, stream
+        self.device, self.ranks = device, ranks
+        self.system = experiment.get_system()
+        self.phases = list(self.system.phases(experiment.model))
+        self.average_settings = self.system.averages(experiment.model)
+        self.means = RunningMeans()
+        self.precision = _autocast(experiment.training.precision, device)
+
+    @property
+    def images_per_iteration(self) -> int:
+        """Real pictures one iteration consumes."""
+        return self.experiment.training.batch_size * sum(phase.fresh_batch for phase in self.phases)
+
+    def iteration(self) -> None:
+        """Every phase once. Raises Diverged."""
+        batches: list[Batch] = []
+        for index, phase in enumerate(self.phases):
+            if phase.fresh_batch or not batches:
+                batches = self._micro_batches()
+                self.state.images_seen += self.experiment.training.batch_size
+            self._step(index, phase, batches)
+
+    def _micro_batches(self) -> list[Batch]:
+        """This rank's part of each micro-batch of the next global batch."""
+        training = self.experiment.training
+        micro_size = training.batch_size // training.micro_batches
+        own_size = micro_size // self.ranks.size
+        starts = [
+            self.state.images_seen + micro * micro_size + self.ranks.rank * own_size
+            for micro in range(training.micro_batches)
+        ]
+        return [self.stream.batch(start, own_size).to(self.device) for start in starts]
+
+    def _step(self, index: int, phase: Phase, batches: list[Batch]) -> None:
+        # Layers with randomness of their own (dropout) draw from here, so that a resumed run repeats them.
+        torch.manual_seed(derive_seed(self.experiment.training.seed, LAYERS + index, self.state.images_seen))
+        gradients: dict[str, list[Tensor]] = {}
+        for micro, batch in enumerate(batches):
+            context = StepContext(self.ranks, self._noise(index, micro, len(batch.image_ids)))
+            with self.precision():
+                objectives = phase.losses(self.state.nets, batch, context)
+            for place, name in enumerate(phase.trains):
+                objective = objectives[name]
+                fresh = torch.autograd.grad(
+                    objective.loss / len(batches),
+                    list(self.state.nets[name].parameters()),
+                    retain_graph=place + 1 < len(phase.trains),
+                    materialize_grads=True,
+                )
+                if name in gradients:
+                    torch._foreach_add_(gradients[name], fresh)
+                else:
+                    gradients[name] = list(fresh)
+                self.means.add(name, dict(objective.terms))
+        for name in phase.trains:
+            self._apply(name, gradients[name])
+
+    def _apply(self, name: str, gradients: list[Tensor]) -> None:
+        """Average over ranks, check, step, and move the average."""
+        state = self.state
+        self.ranks.average_(gradients)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if not torch.isfinite(norm):
+            raise Diverged(f"the gradient of the {name} is {norm.item()}", state.kimg)
+        self.means.add(name, {"gradient_norm": norm})
+        for parameter, gradient in zip(state.nets[name].parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        state.optimizers[name].step()
+        state.optimizers[name].zero_grad(set_to_none=True)
+        if name in state.averages:
+            update_average(state.averages[name], state.nets[name], self.average_settings[name], state.averaged[name])
+            state.averaged[name] += 1
+
+    def _noise(self, phase: int, micro: int, own_size: int) -> Callable[[int], Tensor]:
+        """This rank's rows of noise drawn for the whole micro-batch: the same whatever the number of ranks."""
+        micro_count = self.experiment.training.micro_batches
+        seed = derive_seed(self.experiment.training.seed, NOISE + micro_count * phase + micro, self.state.images_seen)
+
+        def draw(width: int) -> Tensor:
+            generator = torch.Generator().manual_seed(seed)
+            everyone = torch.randn(own_size * self.ranks.size, width, generator=generator)
+            start = self.ranks.rank * own_size
+            return everyone[start : start + own_size].to(self.device)
+
+        return draw
+
+
+def run(trainer: Trainer, on_iteration: Callable[[int, int], Any]) -> None:
+    """Iterate until the experiment's kimg are seen; `on_iteration(before, after)` gets images seen."""
+    total = round(trainer.experiment.training.kimg * 1000)
+    state = trainer.state
+    while state.images_seen < total:
+        before = state.images_seen
+        trainer.iteration()
+        on_iteration(before, state.images_seen)
+
+
+def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    if not wanted:
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def named_parameters(nets: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter of every net, by net.name."""
+    for net_name, net in nets.items():
+        for name, parameter in net.named_parameters():
+            yield f"{net_name}.{name}", parameter

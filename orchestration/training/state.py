@@ -1,0 +1,290 @@
+"""Everything that training changes, and its exact copy on disk."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.contract import AdamSettings, AverageSettings, System
+from models.encoders.image import WeightsMissing
+from orchestration.config import Experiment, parse_experiment
+from orchestration.errors import RequestError, RunError
+from orchestration.stages import file_sha256, write_atomically
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class TrainingState:
+    """Nets, averages, optimizers and progress of one run.
+
+    images_seen counts real pictures; averaged counts the steps of each average (for its warm-up).
+    """
+
+    nets: dict[str, nn.Module]
+    averages: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Adam]
+    images_seen: int = 0
+    averaged: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of real pictures seen."""
+        return self.images_seen / 1000
+
+    def sampling_nets(self) -> dict[str, nn.Module]:
+        """The nets to sample with: averages where they are kept, in evaluation mode."""
+        return {name: self.averages.get(name, net) for name, net in self.nets.items()}
+
+
+def build_nets(experiment: Experiment) -> dict[str, nn.Module]:
+    """The system's nets, initialised from the seed. Raises RequestError when a pretrained net's weights are missing."""
+    torch.manual_seed(experiment.training.seed)
+    try:
+        return experiment.get_system().build(experiment.model)
+    except WeightsMissing as error:
+        raise RequestError(str(error)) from error
+
+
+def initial_state(experiment: Experiment, device: torch.device) -> TrainingState:
+    """The state before the first step: a function of the experiment alone."""
+    system: System[Any] = experiment.get_system()
+    nets = {name: net.to(device) for name, net in build_nets(experiment).items()}
+    averages = {name: _frozen_copy(experiment, name, nets[name]) for name in system.averages(experiment.model)}
+    optimizers = {name: _adam(nets[name], settings) for name, settings in system.optimizers(experiment.model).items()}
+    for net in nets.values():
+        net.train()
+    return TrainingState(nets, averages, optimizers, averaged=dict.fromkeys(averages, 0))
+
+
+def _frozen_copy(experiment: Experiment, name: str, net: nn.Module) -> nn.Module:
+    copy = build_nets(experiment)[name]
+    copy.load_state_dict(net.state_dict())
+    return copy.to(next(net.parameters()).device).requires_grad_(False).eval()
+
+
+def _adam(net: nn.Module, settings: AdamSettings) -> torch.optim.Adam:
+    return torch.optim.Adam(
+        net.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.beta_1, settings.beta_2),
+        eps=settings.epsilon,
+    )
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, net: nn.Module, settings: AverageSettings, step: int) -> None:
+    """Move `average` towards `net` after the net's `step`-th update (from 0)."""
+    decay = min(settings.decay, (1 + step) / (10 + step)) if settings.warm_up else settings.decay
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    for mean, live in zip(average.buffers(), net.buffers(), strict=True):
+        if settings.buffers == "averaged" and mean.is_floating_point():
+            mean.lerp_(live, 1 - decay)
+        else:
+            mean.copy_(live)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a checkpoint was trained on: digests of the data and of the text encoder."""
+
+    data_digest: str
+    text_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder whose every file was verified."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds the sha256 of every file."""
+        return file_sha256(self.folder / MANIFEST)
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.manifest["images_seen"])
+
+    @property
+    def experiment(self) -> Experiment:
+        return parse_experiment(dict(self.manifest["experiment"]))
+
+    @property
+    def provenance(self) -> Provenance:
+        return Provenance(**self.manifest["provenance"])
+
+
+def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Provenance, parent: Path) -> Path:
+    """Write the state under `parent`, whole or not at all, and drop the oldest beyond `keep_checkpoints`.
+
+    Raises RunError when it cannot be written.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f"kimg-{state.kimg:010.3f}"
+    working = Path(tempfile.mkdtemp(dir=parent, prefix=".writing-"))
+    try:
+        for name, net in state.nets.items():
+            if name in state.optimizers:
+                _save(working / f"{name}.safetensors", net.state_dict())
+        for name, net in state.averages.items():
+            _save(working / f"average_{name}.safetensors", net.state_dict())
+        for name, optimizer in state.optimizers.items():
+            _save(working / f"optimizer_{name}.safetensors", _optimizer_tensors(state.nets[name], optimizer))
+        manifest = {
+            "format": FORMAT,
+            "experiment": experiment.model_dump(mode="json"),
+            "identity": experiment.identity,
+            "images_seen": state.images_seen,
+            "averaged": state.averaged,
+            # Every random number is a function of the seed and of the pictures seen: this is the generators' state.
+            "random": {"kind": "stateless", "seed": experiment.training.seed, "images_seen": state.images_seen},
+            "provenance": {"data_digest": provenance.data_digest, "text_digest": provenance.text_digest},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "files": {
+                path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in sorted(working.iterdir())
+            },
+        }
+        write_atomically(working / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+        if folder.exists():
+            shutil.rmtree(folder)
+        working.replace(folder)
+        _sync_directory(parent)
+    except OSError as error:
+        raise RunError(
+            f"no checkpoint could be written to {parent} ({error}): free some disk, then repeat the command to go on "
+            "from the checkpoint before"
+        ) from error
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    for old in checkpoint_folders(parent)[: -experiment.training.keep_checkpoints]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in net.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def checkpoint_folders(parent: Path) -> list[Path]:
+    """Complete-looking checkpoints under `parent`, oldest first."""
+    return sorted(folder for folder in parent.glob("kimg-*") if (folder / MANIFEST).is_file())
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, every file verified. Raises RequestError."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files: dict[str, dict[str, Any]] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{folder} is no checkpoint ({MANIFEST} is missing or broken): give a folder that training wrote"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise RequestError(f"{folder} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}")
+    for name, known in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise RequestError(f"checkpoint {folder} lacks {name}: restore the file or use another checkpoint")
+        if path.stat().st_size != known["bytes"] or file_sha256(path) != known["sha256"]:
+            raise RequestError(
+                f"{name} in checkpoint {folder} was changed since it was written (its sha256 differs): restore the "
+                "file or use another checkpoint"
+            )
+    return Checkpoint(folder, manifest)
+
+
+def newest_checkpoint(parent: Path) -> Checkpoint | None:
+    """The newest checkpoint under `parent` that verifies; damaged ones are passed over."""
+    for folder in reversed(checkpoint_folders(parent)):
+        try:
+            return open_checkpoint(folder)
+        except RequestError:
+            continue
+    return None
+
+
+def check_provenance(checkpoint: Checkpoint, provenance: Provenance) -> None:
+    """RequestError when the checkpoint was trained on other data or with another text encoder."""
+    for what, theirs, ours in (
+        ("data", checkpoint.provenance.data_digest, provenance.data_digest),
+        ("text encoder", checkpoint.provenance.text_digest, provenance.text_digest),
+    ):
+        if theirs != ours:
+            raise RequestError(
+                f"checkpoint {checkpoint.folder} was trained with another {what} (digest {theirs[:12]}, here "
+                f"{ours[:12]}): use the same {what}, or start a new run with another seed or recipe"
+            )
+
+
+def restore(checkpoint: Checkpoint, state: TrainingState) -> None:
+    """Put the checkpoint's content into `state`, exactly."""
+    folder = checkpoint.folder
+    for name in state.optimizers:
+        state.nets[name].load_state_dict(load_file(folder / f"{name}.safetensors"))
+    for name, net in state.averages.items():
+        net.load_state_dict(load_file(folder / f"average_{name}.safetensors"))
+    for name, optimizer in state.optimizers.items():
+        _restore_optimizer(state.nets[name], optimizer, load_file(folder / f"optimizer_{name}.safetensors"))
+    state.images_seen = checkpoint.images_seen
+    state.averaged = {name: int(steps) for name, steps in checkpoint.manifest["averaged"].items()}
+
+
+def _restore_optimizer(net: nn.Module, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(net.named_parameters())
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters[name]
+        # Adam keeps its step counter on the CPU.
+        optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device)
+
+
+def load_for_sampling(checkpoint: Checkpoint, device: torch.device) -> dict[str, nn.Module]:
+    """The averaged nets of a checkpoint, ready to sample with."""
+    experiment = checkpoint.experiment
+    system = experiment.get_system()
+    with torch.device("meta"):
+        nets = system.build(experiment.model)
+    loaded = {}
+    for name in system.averages(experiment.model):
+        net = nets[name].to_empty(device=device)
+        net.load_state_dict(load_file(checkpoint.folder / f"average_{name}.safetensors"))
+        loaded[name] = net.requires_grad_(False).eval()
+    return loaded
+
+
+def timestamp() -> float:
+    """Seconds since 1970, for records only: nothing computed depends on it."""
+    return time.time()

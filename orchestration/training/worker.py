@@ -1,0 +1,214 @@
+"""What one worker does, with or without Ray around it."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from models.parallel import Ranks, current_ranks
+from orchestration.config import Experiment, parse_experiment
+from orchestration.data.batches import TrainingStream, held_out_captions
+from orchestration.data.sampler import derive_seed
+from orchestration.evaluation.judging import Judge, drawer
+from orchestration.preparation import Prepared
+from orchestration.stages import write_atomically
+from orchestration.training.loop import Cadence, Diverged, Trainer, run
+from orchestration.training.recorder import Recorder, grid_columns, last_metrics, read_metrics
+from orchestration.training.state import (
+    TrainingState,
+    check_provenance,
+    initial_state,
+    newest_checkpoint,
+    open_checkpoint,
+    restore,
+    save_checkpoint,
+)
+
+CHECKPOINTS, OUTCOME = "checkpoints", "outcome.json"
+GRID_PICTURES, GRID_SEED = 32, 4321
+
+Report = Callable[[Mapping[str, float]], None]
+"""Told the figures at every evaluation and checkpoint, on every rank (only rank 0's are complete)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All a worker needs; crosses process borders as JSON."""
+
+    experiment: Experiment
+    prepared: Prepared
+    folder: str
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "prepared": self.prepared.to_json(),
+            "folder": self.folder,
+            "threads": self.threads,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Job":
+        return cls(
+            parse_experiment(values["experiment"]),
+            Prepared.from_json(values["prepared"]),
+            values["folder"],
+            values["threads"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: "finished", or "diverged" with the reason."""
+
+    status: str
+    reason: str
+    images_seen: int
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """How the run in `folder` ended, if it did."""
+    try:
+        return Outcome(**json.loads((folder / OUTCOME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def train_worker(job: Job, report: Report, device: torch.device) -> Outcome:
+    """Train from the newest verified checkpoint to the end, or to divergence. Every rank calls it."""
+    torch.set_num_threads(job.threads)
+    ranks = current_ranks()
+    session = Session(job, device, ranks, report)
+    try:
+        run(session.trainer, session.after_iteration)
+        session.finish()
+        outcome = Outcome("finished", "", session.state.images_seen)
+    except Diverged as error:
+        # The averaged gradient is the same on all ranks, so all of them arrive here.
+        outcome = Outcome("diverged", error.reason, session.state.images_seen)
+    if ranks.rank == 0:
+        write_atomically(Path(job.folder) / OUTCOME, json.dumps(asdict(outcome)))
+    return outcome
+
+
+class Session:
+    """One worker's part of one run: the trainer and what is due at which point."""
+
+    def __init__(self, job: Job, device: torch.device, ranks: Ranks, report: Report) -> None:
+        self.job, self.device, self.ranks, self.report = job, device, ranks, report
+        self.experiment, self.folder = job.experiment, Path(job.folder)
+        self.first = ranks.rank == 0
+        training = self.experiment.training
+        stream = TrainingStream(job.prepared.train.open(), derive_seed(training.seed, 0), self.experiment.data.flip)
+        self.state: TrainingState = initial_state(self.experiment, device)
+        self._resume()
+        if self.experiment.resources.compile:
+            for name in self.state.optimizers:
+                self.state.nets[name].compile()
+        self.trainer = Trainer(self.experiment, self.state, stream, device, ranks)
+        self.logging = _cadence(training.log_kimg)
+        self.drawing = _cadence(training.picture_kimg)
+        self.saving = _cadence(training.checkpoint_kimg)
+        every = self.experiment.evaluation.every_kimg
+        self.judging = _cadence(every) if every else None
+        self.judge: Judge | None = None
+        self.recorder = Recorder(self.folder, self.state.images_seen) if self.first else None
+        self.clock, self.clock_images = time.perf_counter(), self.state.images_seen
+        if self.state.images_seen == 0:
+            self._draw_grid()
+
+    def _resume(self) -> None:
+        """Every rank restores the checkpoint that rank 0 found whole."""
+        parent = self.folder / CHECKPOINTS
+        chosen: list[str | None] = [None]
+        if self.first:
+            newest = newest_checkpoint(parent)
+            chosen = [str(newest.folder) if newest else None]
+        if self.ranks.size > 1:
+            dist.broadcast_object_list(chosen)
+        if chosen[0] is not None:
+            checkpoint = open_checkpoint(Path(chosen[0]))
+            check_provenance(checkpoint, self.job.prepared.provenance)
+            restore(checkpoint, self.state)
+
+    def after_iteration(self, before: int, after: int) -> None:
+        """Record, draw, judge and save what is due between these numbers of images seen."""
+        if self.logging.due(before, after):
+            self._log()
+        if self.drawing.due(before, after):
+            self._draw_grid()
+        judged = self.judging is not None and self.judging.due(before, after)
+        if judged:
+            self._judge()
+        if self.saving.due(before, after):
+            self._save()
+        if judged or self.saving.due(before, after):
+            self._tell()
+
+    def finish(self) -> None:
+        """The last record, grid, verdict and checkpoint; a finished run that is run again adds nothing."""
+        total = self.state.images_seen
+        if self.first and any(
+            line["images"] == total and "finished" in line["metrics"] for line in read_metrics(self.folder)
+        ):
+            return
+        self._log()
+        self._draw_grid()
+        self._judge()
+        self._save()
+        if self.recorder:
+            self.recorder.metrics(total, {"finished": 1.0})
+        self._tell()
+
+    def _log(self) -> None:
+        values = self.trainer.means.take(self.ranks)
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        images, self.clock_images = self.state.images_seen - self.clock_images, self.state.images_seen
+        if self.recorder and values:
+            values["speed/images_per_second"] = images / max(seconds, 1e-9)
+            self.recorder.metrics(self.state.images_seen, values)
+
+    def _draw_grid(self) -> None:
+        """A fixed set of held-out captions with fixed noise, so that grids can be compared over time."""
+        if not self.recorder:
+            return
+        captions = self.job.prepared.validation.open().captions
+        _, chosen = held_out_captions(captions, GRID_PICTURES, GRID_SEED)
+        draw = drawer(self.experiment, self.state.sampling_nets(), self.device)
+        pictures = draw(captions.take(np.asarray(chosen)), [GRID_SEED + index for index in range(GRID_PICTURES)])
+        self.recorder.picture(self.state.images_seen, pictures, grid_columns(GRID_PICTURES))
+
+    def _judge(self) -> None:
+        if not self.recorder or self.job.prepared.protocol == "none":
+            return
+        settings, prepared = self.experiment.evaluation, self.job.prepared
+        if self.judge is None:
+            self.judge = Judge(prepared.protocol, prepared.validation, prepared.judge, settings.samples, settings.seed)
+        verdict = self.judge(drawer(self.experiment, self.state.sampling_nets(), self.device))
+        self.recorder.metrics(self.state.images_seen, {f"validation/{k}": v for k, v in verdict.figures.items()})
+
+    def _save(self) -> None:
+        if self.first:
+            save_checkpoint(self.state, self.experiment, self.job.prepared.provenance, self.folder / CHECKPOINTS)
+
+    def _tell(self) -> None:
+        figures = last_metrics(read_metrics(self.folder)) if self.first else {}
+        self.report({**figures, "kimg": self.state.kimg})
+
+
+def _cadence(kimg: float) -> Cadence:
+    return Cadence(max(1, round(kimg * 1000)))
+
+
+def share_of_cores(workers: int) -> int:
+    """CPU threads for each of so many workers on this machine: more would fight for the same cores."""
+    return max(1, (os.cpu_count() or 1) // workers)

@@ -50,8 +50,8 @@ class EvaluationSettings(Settings):
 
     protocol: Literal["auto", "scenes-net", "efficientnet-lite0", "none"] = Field(
         "auto",
-        description="features of FID and KID; auto: scenes-net for generated scenes, efficientnet-lite0 (an ImageNet net "
-        "that pip installs) for photographs",
+        description="features of FID and KID; auto: scenes-net for generated scenes, efficientnet-lite0 (an ImageNet "
+        "net that pip installs) for photographs",
     )
     every_kimg: float | None = Field(None, gt=0, description="judge this often; none: at the end only")
     samples: int = Field(500, ge=16, description="held-out captions drawn")

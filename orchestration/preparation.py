@@ -89,18 +89,21 @@ class Preparation:
         data = self.experiment.data
         train, validation = self.dataset(data.train_split), self.dataset(data.validation_split)
         protocol = choose_protocol(self.experiment, train)
-        judge = None
-        if protocol == "scenes-net":
-            from orchestration.evaluation.scenes_net import judge_stage
-
-            judge = str(ensure(judge_stage(self.experiment, self.home), self.home.stages, self.progress))
         return Prepared(
             self.split(train),
             self.split(validation),
             Provenance(train.digest, self.encoder.digest),
             protocol,
-            judge,
+            self.judge(protocol),
         )
+
+    def judge(self, protocol: str) -> str | None:
+        """The folder of the trained judge, for the protocol that needs one."""
+        if protocol != "scenes-net":
+            return None
+        from orchestration.evaluation.scenes_net import judge_stage
+
+        return str(ensure(judge_stage(self.experiment, self.home), self.home.stages, self.progress))
 
     def dataset(self, split: str) -> Dataset:
         """One split, with everything the system needs. Raises RequestError."""
@@ -156,8 +159,8 @@ def require(experiment: Experiment, dataset: Dataset) -> None:
     missing: Iterable[str] = sorted(experiment.get_system().needs - dataset.carries)
     if missing:
         raise RequestError(
-            f"{experiment.system} needs {', '.join(missing)}, which {experiment.data.source} ({dataset.split}) does not "
-            f"carry; it carries {', '.join(sorted(dataset.carries))}: choose another data set with --data"
+            f"{experiment.system} needs {', '.join(missing)}, which {experiment.data.source} ({dataset.split}) does "
+            f"not carry; it carries {', '.join(sorted(dataset.carries))}: choose another data set with --data"
         )
 
 

@@ -91,8 +91,10 @@ def xmcgan_laptop() -> Experiment:
 def xmcgan_scenes32() -> Experiment:
     """XMC-GAN at 32 px on easy scenes: the quickstart's GAN, minutes on two cores.
 
-    Easier than the default scenes: one thing a picture, 6 things, 6 colours, 4 backgrounds. Learning rates are ten
-    times the paper's, and there is no pretrained image net, which would take most of the time on a CPU.
+    Easier than the default scenes: one thing a picture, 6 things, 6 colours, 4 backgrounds. Learning rates are 10 (G)
+    and 2.5 (D) times the paper's, regions are 8x8, and there is no pretrained image net, which would take most of the
+    time on a CPU. Seen at 20 kimg with seed 0, on 500 held-out captions: fid/scenes-net 33 (about 250 untrained),
+    background 1.00, colour 1.00, thing 0.91 (chance 0.17).
     Command: t2i train xmcgan_scenes32 --workers 2
     """
     return Experiment(
@@ -104,6 +106,7 @@ def xmcgan_scenes32() -> Experiment:
             text_dim=384,
             noise_dim=32,
             sentence_dim=64,
+            region_side=8,
             image_losses="discriminator",
             generator_optimizer=AdamSettings(learning_rate=1e-3, beta_1=0.5, beta_2=0.999),
             discriminator_optimizer=AdamSettings(learning_rate=1e-3, beta_1=0.5, beta_2=0.999),
@@ -111,7 +114,7 @@ def xmcgan_scenes32() -> Experiment:
         ),
         data=DataSettings(source=QUICK_SCENES, flip=False),
         text=MINILM,
-        training=TrainingSettings(kimg=80, batch_size=32, log_kimg=1, picture_kimg=10, checkpoint_kimg=10),
+        training=TrainingSettings(kimg=24, batch_size=32, log_kimg=0.5, picture_kimg=4, checkpoint_kimg=4),
     )
 
 

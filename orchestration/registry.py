@@ -233,8 +233,7 @@ class Registry(Connection):
                 path = version.tags.get(PATH_TAG, "checkpoint")
                 if not client.list_artifacts(version.run_id, path):
                     raise RunError(gone)
-                client.download_artifacts(version.run_id, path, str(working))
-                _move_once(working / path, folder)
+                _move_once(Path(client.download_artifacts(version.run_id, path, str(working))), folder)
             finally:
                 shutil.rmtree(working, ignore_errors=True)
         return folder

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
-from orchestration.errors import RequestError
+from orchestration.errors import RequestError, RunError
 from orchestration.registry import ModelVersion, Registry, every, quoted
 from orchestration.stages import short_hash
 
@@ -109,19 +109,18 @@ class Tracker(Registry):
         tags = {**tags, KEY_TAG: key} if parent is None else {**tags, KEY_TAG: key, PARENT_TAG: parent}
         with self._talk(f"starting run {name}") as client, self._locked("runs"):
             experiment_id = self._experiment_id(client, experiment)
-            found = every(
-                client.search_runs,
-                experiment_ids=[experiment_id],
-                filter_string=f"tags.`{KEY_TAG}` = {quoted(key)}",
-                order_by=["attributes.start_time ASC"],
-            )
+            found = _runs_of(client, experiment_id, key)
             if found:
-                run = found[0]
-                client.update_run(run.info.run_id, status="RUNNING")
-                if REASON_TAG in run.data.tags:
-                    client.delete_tag(run.info.run_id, REASON_TAG)
+                client.update_run(found[0].info.run_id, status="RUNNING")
+                if REASON_TAG in found[0].data.tags:
+                    client.delete_tag(found[0].info.run_id, REASON_TAG)
             else:
-                run = client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
+                client.create_run(experiment_id, run_name=name, tags={KEY_TAG: key})
+                found = _runs_of(client, experiment_id, key)
+            run, *doubles = found
+            # A request that timed out and was repeated, or another machine at the same moment, may have made one.
+            for double in doubles:
+                client.delete_run(double.info.run_id)
             _log_params(client, run, flatten(params), tags)
             return str(run.info.run_id)
 
@@ -303,10 +302,12 @@ class _Tail:
                 complete, newline, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
             return [], (0, b"")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read ({error.strerror}): mend that and repeat") from error
         if not newline:
             return [], (offset, last)
         lines = complete.split(b"\n")
-        points = [point for line in lines if (point := self._parse(line)) is not None]
+        points = [point for line in lines if line and (point := self._parse(line)) is not None]
         return points, (offset + len(complete) + 1, lines[-1] + b"\n")
 
     def _parse(self, line: bytes) -> _Point | None:
@@ -340,7 +341,8 @@ def _safe_name(name: str) -> str:
 
 
 def _safe_value(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode()
+    # Lone surrogates are no UTF-8, and PostgreSQL stores no NUL.
+    text = text.encode("utf-8", "replace").decode().replace("\0", "?")
     return text if len(text) <= VALUE_LENGTH else f"{text[: VALUE_LENGTH - 20]} ...{short_hash(text)}"
 
 
@@ -368,14 +370,13 @@ def _fresh(points: list[_Point], mark: int, sent: set[str]) -> list[_Point]:
     for point in points:
         if point.images < mark:
             continue
-        again = point.images == mark
-        if not again:
+        if point.images > mark:
             mark, sent = point.images, set()
         metrics = {**point.metrics, KIMG: point.images / 1000}
         metrics = {name: value for name, value in metrics.items() if name not in sent}
         sent = sent | metrics.keys()
         if metrics:
-            fresh.append(_Point(point.images, point.time, metrics, 0 if again else point.nonfinite))
+            fresh.append(_Point(point.images, point.time, metrics, point.nonfinite))
     return fresh
 
 
@@ -397,6 +398,16 @@ def _send(client: Any, run: Any, points: list[_Point]) -> None:
 
 def _values_at(client: Any, run_id: str, name: str, images: int) -> set[float]:
     return {each.value for each in client.get_metric_history(run_id, name) if each.step == images}
+
+
+def _runs_of(client: Any, experiment_id: str, key: str) -> list[Any]:
+    """The runs that carry a key, oldest first."""
+    return every(
+        client.search_runs,
+        experiment_ids=[experiment_id],
+        filter_string=f"tags.`{KEY_TAG}` = {quoted(key)}",
+        order_by=["attributes.start_time ASC"],
+    )
 
 
 def _log_params(client: Any, run: Any, params: Mapping[str, str], tags: Mapping[str, str]) -> None:

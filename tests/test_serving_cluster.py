@@ -71,7 +71,12 @@ def server(checkpoint: Path) -> Iterator[ServerHandle]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("T2I_SERVE_TOKEN", TOKEN)
         patch.delenv("RAY_ADDRESS", raising=False)
-        options = {"painter": f"{__name__}:FakePainter", "max_batch": 8, "max_queued": 64, "timeout_s": 30.0}
+        options: dict[str, Any] = {
+            "painter": f"{__name__}:FakePainter",
+            "max_batch": 8,
+            "max_queued": 32,
+            "timeout_s": 30.0,
+        }
         with start_server(checkpoint, checkpoint, "bird", "3", port=0, **options) as handle:
             yield handle
         assert not ray.is_initialized(), "what was started is stopped"
@@ -84,7 +89,9 @@ def send(
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    sent = {"Authorization": f"Bearer {TOKEN}".encode()} | {key.replace("_", "-"): text for key, text in headers.items()}
+    sent = {"Authorization": f"Bearer {TOKEN}".encode()} | {
+        key.replace("_", "-"): text for key, text in headers.items()
+    }
     connection.request(method, path, data, sent)
     reply = connection.getresponse()
     result = reply.status, reply.headers, reply.read()
@@ -184,8 +191,8 @@ def test_a_wrong_token_is_refused(server: ServerHandle) -> None:
 
 @pytest.mark.ray_cluster
 def test_a_full_queue_is_busy_and_says_when_to_come_back(server: ServerHandle) -> None:
-    with ThreadPoolExecutor(200) as clients:
-        replies = list(clients.map(lambda k: send(server, {"prompt": "a bird", "seed": k, "images": 8}), range(200)))
+    with ThreadPoolExecutor(100) as clients:
+        replies = list(clients.map(lambda k: send(server, {"prompt": "a bird", "seed": k, "images": 4}), range(100)))
     refused = [(headers, body) for status, headers, body in replies if status != 200]
     assert {status for status, _, _ in replies} == {200, 503}
     assert all(json.loads(body)["error"]["code"] == "busy" and headers["Retry-After"] for headers, body in refused)

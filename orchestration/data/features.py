@@ -46,7 +46,7 @@ class CaptionFeatures:
         return int(np.diff(self.offsets).max())
 
     def take(self, captions: NDArray[np.int64]) -> TextFeatures:
-        """Features of these captions (B indices into `texts`), padded with zeros to the longest caption of the split."""
+        """Features of these captions (B indices into `texts`), padded with zeros to the longest of the split."""
         rows = self.rows[captions]
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         steps = np.arange(self.longest)

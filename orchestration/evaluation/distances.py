@@ -1,7 +1,9 @@
 """FID and KID of generated pictures, always named with the net whose features they compare."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class Distances:
 def distances(net: nn.Module, real: Iterable[Tensor], fake: Iterable[Tensor], seed: int = 0) -> Distances:
     """Distances between two streams of uint8 pictures (B,3,H,W) in the features of `net`, B pictures to (B,F).
 
-    At least two pictures on each side. KID's subsets are drawn with the seed. With fewer pictures than features the
+    At least four pictures on each side. KID's subsets are drawn with the seed. With fewer pictures than features the
     covariance is singular and FID is biased upwards: compare equal counts only.
     """
     real_features = torch.cat([net(pictures) for pictures in real]).double()
@@ -35,8 +37,12 @@ def distances(net: nn.Module, real: Iterable[Tensor], fake: Iterable[Tensor], se
     # The metrics take features as they are, so that pictures pass through the net once.
     given = nn.Identity()
     given.num_features = real_features.shape[1]  # type: ignore[assignment]
-    fid = FrechetInceptionDistance(feature=given)
-    kid = KernelInceptionDistance(feature=given, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, *counts))
+    # No syncing: inside a training group these metrics would wait for ranks that do not judge.
+    alone: dict[str, Any] = {"feature": given, "sync_on_compute": False}
+    fid = FrechetInceptionDistance(**alone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
+        kid = KernelInceptionDistance(subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, min(counts) // 2), **alone)
     for metric in (fid, kid):
         metric.update(real_features, real=True)
         metric.update(fake_features, real=False)

@@ -6,6 +6,7 @@ no training loss ever sees it.
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class ScenesNet(nn.Module):
                     nn.BatchNorm2d(out),
                     nn.ReLU(),
                 )
-                for index, (width, out) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+                for index, (width, out) in enumerate(pairwise(widths))
             )
         )
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(classes[name])) for name in ATTRIBUTES})

@@ -31,6 +31,11 @@ from orchestration.serving.requests import ModelIdentity, ServeError
 TOKEN_VARIABLE = "T2I_SERVE_TOKEN"
 # Drawing is a pure function of the request, so a request whose replica died is simply sent again.
 ATTEMPTS = 3
+# Batches that a replica gathers while one is drawn.
+GATHERING = 8
+
+Pixels = NDArray[np.uint8]
+Item = tuple[str, int, str]  # prompt, seed, request id
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +81,8 @@ class PainterReplica:
             name=settings.name, version=settings.version, checkpoint_digest=self._painter.checkpoint_digest
         )
         self._batches: InvariantBatches | None = None
+        self._waiting: list[tuple[Item, asyncio.Future[Pixels | None]]] = []
+        self._turn = asyncio.Lock()
         self._failed = False
         self._drawn = {"batches": 0, "pictures": 0}
 
@@ -84,7 +91,7 @@ class PainterReplica:
         settings = BatchSettings.model_validate(user_config)
         if self._batches is None or self._batches.max_batch != settings.max_batch:
             self._batches = await self._on_thread(InvariantBatches, self._painter, settings.max_batch)
-        self._draw_one.set_max_batch_size(settings.max_batch)
+        self._draw_one.set_max_batch_size(self._batches.sizes[-1])
         self._draw_one.set_batch_wait_timeout_s(settings.wait_s)
 
     async def paint(self, prompt: str, seeds: Sequence[int], request_id: str) -> Painted | None:
@@ -112,19 +119,40 @@ class PainterReplica:
             await self._draw([PROBES[0][0]], [PROBES[0][1]])
             self._failed = False
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
-    async def _draw_one(self, items: list[tuple[str, int, str]]) -> list[NDArray[np.uint8] | None]:
-        prompts, seeds = [item[0] for item in items], [item[1] for item in items]
+    @serve.batch(max_concurrent_batches=GATHERING)
+    async def _draw_one(self, items: list[Item]) -> list[Pixels | None]:
+        # Serve closes a batch after wait_s, while the one before is still being drawn; what has been closed meanwhile
+        # is drawn together, or a busy server would draw many small batches.
+        drawings: list[asyncio.Future[Pixels | None]] = [asyncio.Future() for _ in items]
+        self._waiting += zip(items, drawings, strict=True)
+        async with self._turn:
+            while not all(drawing.done() for drawing in drawings):
+                await self._draw_waiting()
+        return [drawing.result() for drawing in drawings]
+
+    async def _draw_waiting(self) -> None:
+        assert self._batches is not None, "Serve calls reconfigure before the first request"
+        limit = self._batches.sizes[-1]
+        taken, self._waiting = self._waiting[:limit], self._waiting[limit:]
+        results: list[Pixels | None] = [None] * len(taken)
+        try:
+            if taken:
+                results = await self._draw_batch([item for item, _ in taken])
+        finally:
+            for (_, drawing), pixels in zip(taken, results, strict=True):
+                drawing.set_result(pixels)
+
+    async def _draw_batch(self, items: list[Item]) -> list[Pixels | None]:
         self._drawn["batches"] += 1
         self._drawn["pictures"] += len(items)
         try:
-            return list(await self._draw(prompts, seeds))
+            return list(await self._draw([item[0] for item in items], [item[1] for item in items]))
         except Exception as error:
             log_failure("a batch with request", items[0][2], error)
         # One bad prompt must not take its neighbours down.
         return [await self._draw_alone(*item) for item in items]
 
-    async def _draw_alone(self, prompt: str, seed: int, request_id: str) -> NDArray[np.uint8] | None:
+    async def _draw_alone(self, prompt: str, seed: int, request_id: str) -> Pixels | None:
         try:
             pictures = await self._draw([prompt], [seed])
         except Exception as error:
@@ -133,9 +161,9 @@ class PainterReplica:
             return None
         return pictures[0]
 
-    async def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        assert self._batches is not None, "Serve calls reconfigure before the first request"
-        pictures: NDArray[np.uint8] = await self._on_thread(self._batches.draw, prompts, seeds)
+    async def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> Pixels:
+        assert self._batches is not None
+        pictures: Pixels = await self._on_thread(self._batches.draw, prompts, seeds)
         return pictures
 
     async def _on_thread(self, function: Any, *arguments: Any) -> Any:
@@ -206,17 +234,18 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": 1 if settings.device == "cuda" else 0},
         user_config=settings.batching.model_dump(),
-        # One batch is drawn while the next one gathers.
-        max_ongoing_requests=2 * settings.max_batch,
+        max_ongoing_requests=GATHERING * settings.max_batch,
         max_queued_requests=settings.max_queued,
         max_constructor_retry_count=2,
         health_check_period_s=5,
         graceful_shutdown_wait_loop_s=0.2,
+        # The ingress has logged the request already.
+        logging_config={"enable_access_log": False},
     )
     ingress = serve.deployment(serve.ingress()(Ingress), name="ingress").options(
         ray_actor_options={"num_cpus": 0.1},
         # Requests wait at the painter, where a full queue is refused in the project's own words.
-        max_ongoing_requests=4 * (settings.max_queued + 2 * settings.max_batch * settings.replicas),
+        max_ongoing_requests=2 * (settings.max_queued + GATHERING * settings.max_batch * settings.replicas),
         graceful_shutdown_wait_loop_s=0.2,
     )
     app: serve.Application = ingress.bind(painter.bind(settings), settings.timeout_s, _token())

@@ -20,7 +20,8 @@ def request_image(url: str, prompt: str, seed: int = 0, timeout: float = 60.0, t
     token = token or os.environ.get("T2I_SERVE_TOKEN")
     headers = {"Content-Type": "application/json", "Accept": "image/png"}
     if token:
-        headers["Authorization"] = f"Bearer {token}"
+        # The library sends headers as Latin-1; the server reads the token as UTF-8.
+        headers["Authorization"] = f"Bearer {token}".encode().decode("latin-1")
     body = json.dumps({"prompt": prompt, "seed": seed}).encode()
     return fetch(url.rstrip("/") + "/v1/images", timeout, headers, body)
 

@@ -110,7 +110,7 @@ def create_http_app(
     token: what POST must carry as `Authorization: Bearer`, if anything. timeout_s: from the first byte of the body to
     the last picture.
     """
-    app = FastAPI(title="t2i", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = _Application(title="t2i", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(RequestEnvelope, adds_header=adds_request_id)
 
     @app.exception_handler(ServeError)
@@ -130,7 +130,6 @@ def create_http_app(
         "/v1/images",
         response_class=Response,
         responses={**_IMAGES_CONTENT, **_documented(*STATUS)},
-        openapi_extra=_REQUEST_CONTENT,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
     )
     async def create_images(request: Request) -> Response:
@@ -244,8 +243,14 @@ _IMAGES_CONTENT: dict[int | str, dict[str, Any]] = {
     }
 }
 _REQUEST_CONTENT: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ImageRequest.model_json_schema()}},
-    }
+    "required": True,
+    "content": {"application/json": {"schema": ImageRequest.model_json_schema()}},
 }
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; the body's limits are put in last, since FastAPI rounds the largest seed to a float."""
+        document = super().openapi()
+        document["paths"]["/v1/images"]["post"]["requestBody"] = _REQUEST_CONTENT
+        return document

@@ -69,7 +69,8 @@ class InvariantBatches:
         self._painter = painter
         self.max_batch = max_batch
         self.sizes = self._agreeing_sizes()
-        logger.info("batch sizes in use: %s of %s (the others give other bits)", self.sizes, candidate_sizes(max_batch))
+        left_out = [size for size in candidate_sizes(max_batch) if size not in self.sizes]
+        logger.info("batch sizes in use: %s; left out, since their bits differ: %s", list(self.sizes), left_out)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """(B,H,W,3) uint8 for B >= 1 prompts and seeds, in their order."""

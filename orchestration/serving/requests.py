@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PROMPT_LIMIT: Final = 2_000
 IMAGES_LIMIT: Final = 16
-SEED_LIMIT: Final = 2**63
+SEED_LIMIT: Final = 2**63 - 1
 BODY_LIMIT: Final = 64 * 2**10
 
 STATUS: Final[Mapping[str, int]] = {
@@ -72,7 +72,7 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=PROMPT_LIMIT, description="what the picture shows")]
-    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT, description="the same request gives the same picture")] = 0
+    seed: Annotated[int, Field(ge=0, le=SEED_LIMIT, description="the same request gives the same picture")] = 0
     images: Annotated[int, Field(ge=1, le=IMAGES_LIMIT, description="the first picture is that of images = 1")] = 1
 
     @property
@@ -118,7 +118,7 @@ def image_seed(seed: int, index: int) -> int:
     """The seed of picture `index` of a request: `seed` itself for 0, else 63 bits of sha256("seed:index")."""
     if index == 0:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "big") % SEED_LIMIT
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "big") & SEED_LIMIT
 
 
 def parse_image_request(body: bytes) -> ImageRequest:

@@ -1,6 +1,7 @@
 """Starts and stops the endpoint on this machine, and cleans up only what it started."""
 
 import errno
+import io
 import ipaddress
 import json
 import logging
@@ -10,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -44,7 +46,10 @@ class ServerHandle:
         if self._stopped.is_set():
             return
         self._stopped.set()
-        if ray.is_initialized():
+        if not ray.is_initialized():
+            return
+        # Ray prints that a task failed when Serve's controller ends itself, as it always does; nothing is wrong.
+        with redirect_stdout(io.StringIO()):
             if self.started_serve:
                 serve.shutdown()
             elif self.deployed:
@@ -147,6 +152,7 @@ def _start_ray(cpus: float) -> None:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
         return
     # Logical CPUs: the ingress takes a fraction, and a small machine serves too.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
@@ -170,15 +176,16 @@ def _wait_until_running(deadline: float) -> None:
 
 
 def _start_failure(application: Any) -> Exception:
-    texts = [application.message, *(deployment.message for deployment in application.deployments.values())]
-    for text in texts:
-        # What the replica refused is a sentence for a person; the traceback around it is not.
-        found = re.findall(r"orchestration\.errors\.(RequestError|RunError): (.+)", text)
-        if found:
-            kind, sentence = found[-1]
-            return (RequestError if kind == "RequestError" else RunError)(sentence.strip())
-    last = next((text.strip().splitlines()[-1] for text in texts if text.strip()), "no reason given")
-    return RunError(f"the server did not start ({last}): the log of the replica, below /tmp/ray, says more")
+    # The last exception of the replica's traceback is the reason; ours are sentences for a person already.
+    text = "\n".join([application.message, *(deployment.message for deployment in application.deployments.values())])
+    found = re.findall(r"^ *([\w.]+(?:Error|Exception)): (.+)", text, re.MULTILINE)
+    kind, sentence = found[-1] if found else ("", application.message.strip())
+    if kind.endswith("errors.RequestError"):
+        return RequestError(sentence.strip())
+    if kind.endswith("errors.RunError"):
+        return RunError(sentence.strip())
+    reason = f"{kind.rpartition('.')[2]}: {sentence}".strip(": ")
+    return RunError(f"the server did not start ({reason}): the log of the replica, below /tmp/ray, says more")
 
 
 def _check_answer(url: str, name: str, version: str) -> None:

@@ -27,8 +27,8 @@ class Diverged(RunError):
     def __init__(self, reason: str, kimg: float) -> None:
         self.reason = reason
         super().__init__(
-            f"training diverged at {kimg:.3f} kimg ({reason}): nothing later than the last checkpoint is kept; lower the "
-            "learning rates or loss weights and start again"
+            f"training diverged at {kimg:.3f} kimg ({reason}): nothing later than the last checkpoint is kept; lower "
+            "the learning rates or loss weights and start again"
         )
 
 

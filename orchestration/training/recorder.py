@@ -37,7 +37,12 @@ class Recorder:
 
     def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, on disk when this returns."""
-        line: MetricsLine = {"images": images_seen, "kimg": images_seen / 1000, "time": timestamp(), "metrics": dict(values)}
+        line: MetricsLine = {
+            "images": images_seen,
+            "kimg": images_seen / 1000,
+            "time": timestamp(),
+            "metrics": dict(values),
+        }
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -64,7 +69,7 @@ def read_metrics(folder: Path) -> list[MetricsLine]:
 
 
 def tile(pictures: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """Pictures (B,3,H,W) in [-1, 1] side by side; small ones are enlarged by a whole factor so that a person sees them."""
+    """Pictures (B,3,H,W) in [-1, 1] side by side; small ones enlarged by a whole factor so that a person sees them."""
     pixels = to_bytes(pictures).permute(0, 2, 3, 1).cpu().numpy()
     factor = max(1, 96 // pixels.shape[1])
     pixels = pixels.repeat(factor, 1).repeat(factor, 2)

@@ -1,0 +1,58 @@
+"""Ray, touched in one place: starting it here or joining one, quietly."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestration.errors import RequestError
+
+QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray's uv hook would rebuild the environment on workers; the environment is the one that is running.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+@contextmanager
+def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None = None) -> Iterator[Any]:
+    """`ray`, connected: to the cluster RAY_ADDRESS names, to one already joined, or to a private one that ends with us.
+
+    A private cluster has at least `minimum_cpus` slots, so that two workers run on one core too. The dashboard is on
+    loopback: without it Ray Tune cannot take workers back from a stopped trial.
+    """
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {
+            "num_cpus": max(os.cpu_count() or 1, minimum_cpus),
+            "resources": extra_resources or {},
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+        }
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RequestError(
+            f"no Ray cluster at {address or 'this machine'} ({error}): check RAY_ADDRESS, or unset it to start one here"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def wants_gpu(use_gpu: bool | None, ray: Any) -> bool:
+    """Whether workers get a GPU each: as asked, else if the cluster has any."""
+    return bool(ray.cluster_resources().get("GPU", 0)) if use_gpu is None else use_gpu

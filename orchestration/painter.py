@@ -1,0 +1,60 @@
+"""A checkpoint ready to draw: prompts and seeds in, pictures out. Serving and `t2i` share it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.encoders.image import WeightsMissing
+from models.encoders.text import TextEncoder
+from orchestration.data.features import check_encodable
+from orchestration.errors import RequestError
+from orchestration.evaluation.distances import to_bytes
+from orchestration.evaluation.judging import drawer
+from orchestration.home import Home
+from orchestration.training.state import Checkpoint, load_for_sampling, open_checkpoint
+
+
+class Painter:
+    """Draws with the averaged nets of a checkpoint.
+
+    Raises RequestError when the checkpoint is damaged, or its text encoder is missing or not the one it was trained
+    with.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, encoder: TextEncoder, device: torch.device) -> None:
+        self.checkpoint, self.encoder = checkpoint, encoder
+        self.experiment = checkpoint.experiment
+        self.checkpoint_digest = checkpoint.digest
+        self.experiment_name = self.experiment.recipe
+        self.resolution: int = self.experiment.get_system().resolution(self.experiment.model)
+        self._draw = drawer(self.experiment, load_for_sampling(checkpoint, device), device)
+
+    @classmethod
+    def load(cls, checkpoint: Path, home: Path, device: str = "cpu") -> "Painter":
+        """The painter of the checkpoint in a folder; `home` is where packaged encoders are unpacked."""
+        opened = open_checkpoint(checkpoint)
+        try:
+            encoder = TextEncoder(opened.experiment.text, Home(home).encoders)
+        except WeightsMissing as error:
+            raise RequestError(str(error)) from error
+        trained_with = opened.provenance.text_digest
+        if encoder.digest != trained_with:
+            raise RequestError(
+                f"checkpoint {checkpoint} was trained with the text encoder {trained_with[:12]}, but "
+                f"{opened.experiment.text.name!r} here is {encoder.digest[:12]}: install the same weights"
+            )
+        return cls(opened, encoder.to(device), torch.device(device))
+
+    def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """(B,3,H,W) in [-1, 1] for B prompts and B seeds."""
+        check_encodable(prompts)
+        return self._draw(self.encoder(prompts), seeds)
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """(B,H,W,3) bytes for B prompts and B seeds."""
+        pictures: NDArray[np.uint8] = to_bytes(self.draw_float(prompts, seeds)).permute(0, 2, 3, 1).cpu().numpy()
+        return pictures

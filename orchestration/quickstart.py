@@ -1,0 +1,121 @@
+"""The main job: data, campaign, training on two workers, judging, promotion, and a picture from the endpoint."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestration.campaigns.tune import Campaign, CampaignSettings, trial_experiment, tune
+from orchestration.champions import champion_checkpoint, evaluate, promote
+from orchestration.config import Experiment
+from orchestration.errors import RunError
+from orchestration.home import Home
+from orchestration.progress import Say
+from orchestration.recipes import get_recipe
+from orchestration.stages import Progress, write_atomically
+from orchestration.tracking import Tracker
+from orchestration.training.launch import FinishedRun, train
+from search_spaces.space import load_space
+
+RECIPE = "xmcgan_scenes32"
+TRIALS, TRIAL_KIMG, GRACE_KIMG = 4, 4.0, 2.0
+WORKERS = 2
+PROMPT = "a red boat on the sea"
+
+
+def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Progress) -> dict[str, Any]:
+    """Everything, in order; what an earlier quickstart finished is not done again. Returns the summary."""
+    started = time.perf_counter()
+    base = get_recipe(RECIPE)
+    say(f"data: {base.data.source} (an easy setting of scenes: 32 px, one thing a picture)")
+    campaign = search(base, home, tracker, say, progress)
+    run = train_best(base, campaign, home, tracker, say, progress)
+    say("judging the champion on captions of the test split, against the net before training")
+    before, after = evaluate(run.checkpoint, home, progress=progress)
+    tracker.log_metrics(
+        run.run_id, {f"test/{name}": value for name, value in after.figures.items()}, run.checkpoint.images_seen
+    )
+    champion = promote(tracker, run.checkpoint, run.run_id, after.figures)
+    say(f"champion: {champion.model} version {champion.version}; asking Ray Serve for {prompt!r}")
+    picture = home.root / "quickstart.png"
+    write_atomically(picture, draw_by_endpoint(tracker, home, prompt))
+    figures = after.figures
+    return {
+        "png": str(picture),
+        "prompt": prompt,
+        "champion": f"{champion.model}/{champion.version}",
+        "checkpoint_digest": run.checkpoint.digest,
+        "trials": len(campaign.trials),
+        "best_params": campaign.best.values,
+        "protocol": f"fid/{after.protocol}",
+        "fid_before": before.figures[f"fid/{after.protocol}"],
+        "fid_after": figures[f"fid/{after.protocol}"],
+        "kid_after": figures[f"kid/{after.protocol}"],
+        "samples": after.samples,
+        "accuracy": {
+            **{name: figures[f"accuracy/{name}"] for name in ("background", "colour", "thing")},
+            "thing_chance": figures["chance/thing"],
+            "mismatched": {name: figures[f"accuracy_mismatched/{name}"] for name in ("background", "colour", "thing")},
+        },
+        "data": base.data.source,
+        "run": str(run.folder),
+        "campaign": campaign.folder,
+        "mlflow_uri": tracker.uri,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def search(base: Experiment, home: Home, tracker: Tracker, say: Say, progress: Progress) -> Campaign:
+    """A small campaign over the parameters that the paper documents, the paper's point first."""
+    short = base.replace(
+        {
+            "training.kimg": TRIAL_KIMG,
+            "training.checkpoint_kimg": TRIAL_KIMG,
+            "training.picture_kimg": TRIAL_KIMG,
+            "evaluation.every_kimg": GRACE_KIMG,
+        }
+    )
+    # The paper's batch of 256 would be 16 steps a trial here.
+    space = load_space(base.system).choose(ranges={"batch_size": "16,32,64"})
+    say(f"campaign: {TRIALS} trials of {TRIAL_KIMG:g} kimg over {', '.join(space.parameters)}")
+    settings = CampaignSettings(TRIALS, concurrent=2, grace_kimg=GRACE_KIMG)
+    return tune(short, space, settings, home, tracker, progress)
+
+
+def train_best(
+    base: Experiment, campaign: Campaign, home: Home, tracker: Tracker, say: Say, progress: Progress
+) -> FinishedRun:
+    """The recipe's full length at the campaign's best point."""
+    best = campaign.best
+    experiment = trial_experiment(base, load_space(base.system), best.values).replace({"resources.workers": WORKERS})
+    say(f"training {experiment.training.kimg:g} kimg at the best point on {WORKERS} workers (trial {best.name})")
+    return train(experiment, home, tracker, progress)
+
+
+def draw_by_endpoint(tracker: Tracker, home: Home, prompt: str) -> bytes:
+    """PNG bytes for a prompt from a server that is started for it and stopped again."""
+    from orchestration.serving import request_image, start_server
+
+    champion = tracker.champion(get_recipe(RECIPE).system)
+    if champion is None:
+        raise RunError("there is no champion in the registry: repeat the quickstart")
+    checkpoint = champion_checkpoint(tracker, champion, home)
+    server = start_server(checkpoint.folder, home.root, champion.model, str(champion.version), port=free_port())
+    try:
+        return request_image(server.url, prompt, seed=0, timeout=60.0)
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on at this moment."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def picture_path(home: Home) -> Path:
+    """Where the quickstart leaves its picture."""
+    return home.root / "quickstart.png"

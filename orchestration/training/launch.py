@@ -1,0 +1,202 @@
+"""One training run under Ray Train: started, watched, mirrored to MLflow, resumed by the same command."""
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from orchestration.cluster import ray_cluster, wants_gpu
+from orchestration.config import Experiment
+from orchestration.errors import RequestError, RunError
+from orchestration.home import Home
+from orchestration.preparation import Preparation, Prepared
+from orchestration.progress import Watcher
+from orchestration.stages import Progress, quiet, write_atomically
+from orchestration.tracking import Mirror, Tracker
+from orchestration.training.recorder import last_metrics, read_metrics
+from orchestration.training.state import Checkpoint, newest_checkpoint
+from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores
+
+EXPERIMENT_FILE = "experiment.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that reached its end."""
+
+    folder: Path
+    run_id: str
+    checkpoint: Checkpoint
+    figures: Mapping[str, float]
+
+
+def train(
+    experiment: Experiment, home: Home, tracker: Tracker, progress: Progress = quiet, parent: str | None = None
+) -> FinishedRun:
+    """Prepare, train to the end and track; what is already done is not done again.
+
+    Raises RequestError when the request cannot be met, RunError when training failed or diverged.
+    """
+    prepared = Preparation(experiment, home, progress).everything()
+    folder = home.runs / experiment.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RequestError(
+            f"run {folder.name} is being trained by another process: wait for it, or change the experiment"
+        ) from error
+    try:
+        write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
+        run_id = tracker.start_run(
+            experiment.system,
+            experiment.run_name,
+            experiment.run_name,
+            experiment.model_dump(mode="json"),
+            run_tags(experiment, prepared),
+            parent,
+        )
+        return _train(experiment, home, tracker, progress, prepared, folder, run_id)
+    finally:
+        lock.release()
+
+
+def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
+    """What a run in MLflow is found by."""
+    pretrained = getattr(experiment.model, "pretrained", None)
+    uses = getattr(experiment.model, "uses_pretrained", False)
+    return {
+        "t2i.recipe": experiment.recipe,
+        "t2i.system": experiment.system,
+        "t2i.identity": experiment.identity,
+        "t2i.data": experiment.data.source,
+        "t2i.data_digest": prepared.provenance.data_digest,
+        "t2i.text_digest": prepared.provenance.text_digest,
+        "t2i.pretrained_features": pretrained.name if pretrained is not None and uses else "none",
+        "t2i.protocol": prepared.protocol,
+    }
+
+
+def _train(
+    experiment: Experiment,
+    home: Home,
+    tracker: Tracker,
+    progress: Progress,
+    prepared: Prepared,
+    folder: Path,
+    run_id: str,
+) -> FinishedRun:
+    outcome = read_outcome(folder)
+    if outcome is None or outcome.status != "finished":
+        (folder / OUTCOME).unlink(missing_ok=True)
+        with Mirror(tracker, run_id, folder), Watcher(folder, experiment.training.kimg, progress):
+            try:
+                fit(Job(experiment, prepared, str(folder), 1))
+            except BaseException as error:
+                with suppress(RunError):
+                    tracker.finish(run_id, "FAILED", str(error) or type(error).__name__)
+                raise
+        outcome = read_outcome(folder)
+    else:
+        with suppress(RunError):
+            tracker.mirror(run_id, folder)
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+    if outcome is None or outcome.status != "finished" or checkpoint is None:
+        reason = outcome.reason if outcome else "it ended without an outcome"
+        with suppress(RunError):
+            tracker.finish(run_id, "FAILED", reason)
+        raise RunError(
+            f"run {folder.name} did not finish ({reason}): its last whole checkpoint is in {folder / CHECKPOINTS}; "
+            "change what made it fail, or repeat the command to go on from there"
+        )
+    with suppress(RunError):
+        tracker.finish(run_id, "FINISHED")
+    return FinishedRun(folder, run_id, checkpoint, last_metrics(read_metrics(folder)))
+
+
+def fit(job: Job) -> None:
+    """Run the job under Ray Train and wait. Workers that die are started again, from the newest checkpoint."""
+    resources = job.experiment.resources
+    with ray_cluster(minimum_cpus=resources.workers) as ray:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        use_gpu = wants_gpu(resources.use_gpu, ray)
+        threads = resources.threads or share_of_cores(resources.workers)
+        _check_slots(ray, resources.workers, use_gpu)
+        # Ray's own files are only its bookkeeping; a new name each time, or it would resume its own idea of the run.
+        for left_over in Path(job.folder).glob(".ray-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        storage = Path(tempfile.mkdtemp(dir=job.folder, prefix=".ray-"))
+        trainer = TorchTrainer(
+            ray_worker,
+            train_loop_config={**job.to_json(), "threads": threads},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=RunConfig(
+                name=f"{Path(job.folder).name}-{uuid.uuid4().hex[:8]}",
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=resources.max_failures),
+                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise worker_failure(error, Path(job.folder)) from error
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+
+
+def ray_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker."""
+    import ray.train
+    import ray.train.torch
+
+    from orchestration.training.worker import train_worker
+
+    train_worker(
+        Job.from_json(config),
+        lambda figures: ray.train.report(dict(figures)),
+        ray.train.torch.get_device(),
+    )
+
+
+def worker_failure(error: Exception, folder: Path) -> Exception:
+    """What a person is told when workers failed: our own sentence where there is one, else the first line of theirs."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        # Ray wraps the worker's exception in one that also has the original's type.
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, RequestError | RunError):
+            return type(cause)(str(cause)) if type(cause) in (RequestError, RunError) else RunError(str(cause))
+    first = next(iter(failures.values()), error)
+    sentence = (str(first).strip().splitlines() or [type(first).__name__])[-1]
+    log = folder / "failure.txt"
+    write_atomically(log, str(error))
+    return RunError(
+        f"a worker failed ({sentence}); the whole story is in {log}; repeat the command to go on from the last "
+        "checkpoint"
+    )
+
+
+def _check_slots(ray: Any, workers: int, use_gpu: bool) -> None:
+    have = ray.cluster_resources()
+    kind = "GPU" if use_gpu else "CPU"
+    if have.get(kind, 0) < workers:
+        raise RequestError(
+            f"{workers} workers need {workers} {kind}s and the cluster has {have.get(kind, 0):.0f}: lower --workers or "
+            "add machines"
+        )

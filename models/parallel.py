@@ -1,7 +1,7 @@
 """What one worker needs of the others, with gradients: the number of workers must not change the mathematics.
 
-Convention: each rank computes a loss whose MEAN over ranks is the global loss, and parameter gradients are averaged over
-ranks. Every function here is exact under that convention, and the identity on one rank.
+Convention: each rank computes a loss whose MEAN over ranks is the global loss, and parameter gradients are averaged
+over ranks. Every function here is exact under that convention, and the identity on one rank.
 """
 
 from collections.abc import Iterable

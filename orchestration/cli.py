@@ -297,6 +297,28 @@ def find_checkpoint(app: App, run: str) -> tuple[Any, Path]:
     raise RequestError(f"no checkpoint in {run!r}: give a run ({', '.join(known)}) or the folder of a checkpoint")
 
 
+@command(cli, "show")
+@click.argument("run", metavar="RUN")
+@click.option("--out", type=click.Path(dir_okay=False), default="show.png", show_default=True, help="PNG to draw.")
+@click.option("--captions", type=click.IntRange(1, 100), default=12, show_default=True, help="Held-out captions.")
+@click.option("--samples", type=click.IntRange(1, 8), default=3, show_default=True, help="Pictures a caption.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of captions and noise.")
+def show(app: App, run: str, out: str, captions: int, samples: int, seed: int) -> Result:
+    """Draw what a run makes of held-out captions, each beside the real picture (framed) that the caption describes.
+
+    RUN is a run's name in HOME/runs, a run folder or a checkpoint folder.
+
+    \b
+    Example: t2i show xmcgan_scenes32-1a415cbaa832 --out sheet.png
+    """
+    from orchestration.showing import show_checkpoint
+
+    checkpoint, _ = find_checkpoint(app, run)
+    texts = show_checkpoint(checkpoint, app.home, Path(out), captions, samples, seed, app.progress())
+    app.say(f"drew {len(texts)} captions to {out}")
+    return {"png": str(Path(out).resolve()), "captions": texts}
+
+
 @command(cli, "promote")
 @click.argument("run", metavar="RUN")
 def promote(app: App, run: str) -> Result:

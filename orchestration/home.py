@@ -1,8 +1,14 @@
 """Where state lives: one folder, `--home` or T2I_HOME."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from orchestration.errors import RequestError
 
 DEFAULT = "t2i-home"
 
@@ -42,3 +48,20 @@ class Home:
 def find_home(option: str | None = None) -> Home:
     """The home named by the option, else by T2I_HOME, else ./t2i-home; absolute."""
     return Home(Path(option or os.environ.get("T2I_HOME") or DEFAULT).expanduser().resolve())
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """One process at a time works in a run's or campaign's folder; RequestError when another does. Made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RequestError(
+            f"{folder.name} is being worked on by another process: wait for it, or change the experiment"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

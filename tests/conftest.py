@@ -13,3 +13,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: no folder {folder} (T2I_SHARED names another)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One state folder for every test that trains: its stages are computed once."""
+    return tmp_path_factory.mktemp("home")

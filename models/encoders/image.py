@@ -15,7 +15,7 @@ ImageNetName = Literal["vgg19", "resnet50", "efficientnet-lite0"]
 
 
 class WeightsMissing(Exception):
-    """A network's weights or the package that holds its code are not on this machine; the message says how to mend it."""
+    """A network's weights or its code are not on this machine; the message says how to mend it."""
 
 
 class PretrainedImageSettings(Settings):

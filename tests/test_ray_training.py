@@ -1,0 +1,138 @@
+"""Training under a real Ray cluster, used as a person uses it: the command, killed in every way, and repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestration.tracking import Tracker
+from orchestration.training.recorder import read_metrics
+from orchestration.training.state import checkpoint_folders, open_checkpoint
+
+from .ray_support import assignments
+
+pytestmark = pytest.mark.ray_cluster
+PATIENCE_S = 240.0
+Found = TypeVar("Found")
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "T2I_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestration", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(look: Callable[[], Found], process: subprocess.Popen[str]) -> Found:
+    """What `look` finds, as soon as it finds something."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError("nothing happened in time")
+
+
+def workers_of(home: Path) -> list[int]:
+    """Process ids of the Ray Train workers that commands with this home have started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"T2I_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if ours and b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
+    """SIGKILL one of two workers: Ray Train goes on. SIGKILL the command: the same command goes on and finishes."""
+    command = ["train", "xmcgan_scenes32", "--workers", "2", "--json", *assignments(training__kimg=3.2)]
+    process = start(home, *command)
+    [folder] = wait_for(lambda: list((home / "runs").glob("xmcgan_scenes32-*")), process)
+    checkpoints = folder / "checkpoints"
+    wait_for(lambda: len(checkpoint_folders(checkpoints)) >= 1, process)
+    os.kill(workers_of(home)[-1], signal.SIGKILL)
+    seen = checkpoint_folders(checkpoints)[-1]
+    time.sleep(3)
+    wait_for(lambda: checkpoint_folders(checkpoints)[-1] > seen, process)
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    [before] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == folder.name]
+    assert before.status == "RUNNING"
+    reached = open_checkpoint(checkpoint_folders(checkpoints)[-1]).images_seen
+    assert 0 < reached < 3200
+
+    again = start(home, *command)
+    out, err = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert open_checkpoint(Path(result["checkpoint"])).images_seen == 3200
+    lines = read_metrics(folder)
+    logged = [line["images"] for line in lines if "generator/hinge" in line["metrics"]]
+    assert logged == sorted(set(logged)) and logged[0] <= 64 and logged[-1] == 3200
+    [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == folder.name]
+    assert run.status == "FINISHED" and run.run_id == before.run_id == result["mlflow_run"]
+    assert run.metrics["kimg"] == 3.2
+    assert not list(folder.glob(".ray-*"))
+    assert len(list((folder / "pictures").glob("*.png"))) >= 10
+
+
+def test_divergence_is_a_sentence_and_not_retried(home: Path) -> None:
+    """A hopeless learning rate ends with exit code 1 and a reason, in MLflow too."""
+    process = start(
+        home,
+        "train",
+        "xmcgan_scenes32",
+        *assignments(model__generator_optimizer__learning_rate=1e30, training__seed=5),
+    )
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert err.count("\n") == 1 and "Traceback" not in err and "gradient" in err and "nan" in err.lower() + out
+    [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.status == "FAILED"]
+    assert run.run_id
+
+
+def test_photographs_of_coco(home: Path, shared_data: Path) -> None:
+    """Real COCO photographs and captions, with a pretrained image net in the loss and in the judgement."""
+    process = start(
+        home,
+        "train",
+        "xmcgan_laptop",
+        "--data",
+        f"coco:{shared_data / 'coco-mini'}",
+        "--json",
+        "--set",
+        "training.kimg=0.064",
+        "--set",
+        "training.batch_size=16",
+        "--set",
+        "model.channels=2",
+        "--set",
+        "model.pretrained.side=32",
+        "--set",
+        "evaluation.samples=16",
+    )
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert "validation/fid/efficientnet-lite0" in result["figures"]
+    client = MlflowClient(tracking_uri=Tracker(home).uri)
+    pictures = [item.path for item in client.list_artifacts(result["mlflow_run"], "pictures")]
+    assert any(path.endswith("kimg-000000.064.png") for path in pictures)

@@ -180,10 +180,9 @@ def apply_assignments(experiment: Experiment, assignments: Iterable[str]) -> Exp
 
 
 def _value(text: str) -> Any:
-    if text.lower() in ("none", "null"):
-        return None
+    # "none" is a word: several fields have it as a choice. JSON's null empties an optional field.
     try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
     except ValueError:
         return text
 

@@ -114,7 +114,7 @@ def xmcgan_scenes32() -> Experiment:
         ),
         data=DataSettings(source=QUICK_SCENES, flip=False),
         text=MINILM,
-        training=TrainingSettings(kimg=24, batch_size=32, log_kimg=0.5, picture_kimg=4, checkpoint_kimg=4),
+        training=TrainingSettings(kimg=20, batch_size=32, log_kimg=0.5, picture_kimg=4, checkpoint_kimg=4),
     )
 
 

@@ -62,7 +62,7 @@ def workers_of(home: Path) -> list[int]:
 
 def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
     """SIGKILL one of two workers: Ray Train goes on. SIGKILL the command: the same command goes on and finishes."""
-    command = ["train", "xmcgan_scenes32", "--workers", "2", "--json", *assignments(training__kimg=3.2)]
+    command = ["train", "xmcgan_scenes32", "--workers", "2", "--json", *assignments(training__kimg=1.6, training__checkpoint_kimg=0.1)]
     process = start(home, *command)
     [folder] = wait_for(lambda: list((home / "runs").glob("xmcgan_scenes32-*")), process)
     checkpoints = folder / "checkpoints"
@@ -77,21 +77,21 @@ def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
     [before] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == folder.name]
     assert before.status == "RUNNING"
     reached = open_checkpoint(checkpoint_folders(checkpoints)[-1]).images_seen
-    assert 0 < reached < 3200
+    assert 0 < reached < 1600
 
     again = start(home, *command)
     out, err = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, err
     result = json.loads(out.splitlines()[-1])
-    assert open_checkpoint(Path(result["checkpoint"])).images_seen == 3200
+    assert open_checkpoint(Path(result["checkpoint"])).images_seen == 1600
     lines = read_metrics(folder)
     logged = [line["images"] for line in lines if "generator/hinge" in line["metrics"]]
-    assert logged == sorted(set(logged)) and logged[0] <= 64 and logged[-1] == 3200
+    assert logged == sorted(set(logged)) and logged[0] <= 64 and logged[-1] == 1600
     [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == folder.name]
     assert run.status == "FINISHED" and run.run_id == before.run_id == result["mlflow_run"]
-    assert run.metrics["kimg"] == 3.2
+    assert run.metrics["kimg"] == 1.6
     assert not list(folder.glob(".ray-*"))
-    assert len(list((folder / "pictures").glob("*.png"))) >= 10
+    assert len(list((folder / "pictures").glob("*.png"))) >= 6
 
 
 def test_divergence_is_a_sentence_and_not_retried(home: Path) -> None:

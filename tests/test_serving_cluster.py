@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import ray
 import torch
 from numpy.typing import NDArray
+from ray import serve
 
 from orchestration.errors import RequestError, RunError
 from orchestration.serving.client import request_image
@@ -24,6 +26,7 @@ from orchestration.serving.server import ServerHandle, start_server
 
 TOKEN = "a token with an ü"
 DIGEST = "ab" * 32
+OPTIONS: dict[str, Any] = {"painter": f"{__name__}:FakePainter", "max_batch": 8, "max_queued": 32}
 
 
 class FakePainter:
@@ -47,7 +50,7 @@ class FakePainter:
         return ((pixels + 1) * 127.5).to(torch.uint8).numpy()
 
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-        time.sleep(0.02)
+        time.sleep(0.15 if "slow" in prompts else 0.02)
         for prompt in prompts:
             if prompt.startswith("exit ") and Path(prompt[5:]).exists():
                 Path(prompt[5:]).unlink()
@@ -65,8 +68,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(checkpoint: Path) -> Iterator[ServerHandle]:
-    import ray
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("T2I_SERVE_TOKEN", TOKEN)
@@ -99,10 +100,12 @@ def send(
     return result
 
 
-def statistics() -> dict[str, Any]:
-    from ray import serve
+def call(method: str, *arguments: Any) -> Any:
+    return getattr(serve.get_deployment_handle("painter", "t2i"), method).remote(*arguments).result()
 
-    found: dict[str, Any] = serve.get_deployment_handle("painter", "t2i").statistics.remote().result()
+
+def statistics() -> dict[str, Any]:
+    found: dict[str, Any] = call("statistics")
     return found
 
 
@@ -191,8 +194,9 @@ def test_a_wrong_token_is_refused(server: ServerHandle) -> None:
 
 @pytest.mark.ray_cluster
 def test_a_full_queue_is_busy_and_says_when_to_come_back(server: ServerHandle) -> None:
-    with ThreadPoolExecutor(100) as clients:
-        replies = list(clients.map(lambda k: send(server, {"prompt": "a bird", "seed": k, "images": 4}), range(100)))
+    # 64 requests are at the replica, 32 wait.
+    with ThreadPoolExecutor(140) as clients:
+        replies = list(clients.map(lambda k: send(server, {"prompt": "slow", "seed": k}), range(140)))
     refused = [(headers, body) for status, headers, body in replies if status != 200]
     assert {status for status, _, _ in replies} == {200, 503}
     assert all(json.loads(body)["error"]["code"] == "busy" and headers["Retry-After"] for headers, body in refused)
@@ -203,6 +207,16 @@ def test_a_taken_port_is_refused(server: ServerHandle, checkpoint: Path) -> None
     port = urlsplit(server.url).port or 0
     with pytest.raises(RequestError, match=f"port {port} on 127.0.0.1 is in use: choose another with --port"):
         start_server(checkpoint, checkpoint, "bird", "3", port=port)
+
+
+@pytest.mark.ray_cluster
+def test_batching_can_change_without_a_restart(server: ServerHandle) -> None:
+    before, png = statistics(), send(server, {"prompt": "a bird"})[2]
+    # Serve calls this when `user_config` changes in its configuration file.
+    call("reconfigure", {"max_batch": 4, "wait_s": 0.0})
+    after = statistics()
+    assert after["sizes"] == [1, 2, 4] and after["pictures"] > before["pictures"] > 0
+    assert send(server, {"prompt": "a bird"})[2] == png
 
 
 @pytest.mark.ray_cluster

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ GATHERING = 8
 Pixels = NDArray[np.uint8]
 Item = tuple[str, int, str]  # prompt, seed, request id
 
+PartT = TypeVar("PartT", "PainterSettings", "BatchSettings")
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,30 +51,36 @@ class BatchSettings(BaseModel):
     wait_s: float = Field(0.01, ge=0, le=10, description="how long a picture waits for company")
 
 
-class ServeSettings(BatchSettings):
-    """The `args` of the application."""
+class PainterSettings(BaseModel):
+    """What a replica is built from; a change restarts it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
     home: Path
     name: str = Field(min_length=1, max_length=200, description="of the model, as registered")
     version: str = Field(min_length=1, max_length=200, coerce_numbers_to_str=True)
-    replicas: int = Field(1, ge=1, le=1024)
     device: str = Field("cpu", pattern=r"^(cpu|cuda)$", description="cuda takes one GPU a replica")
     cpus: float = Field(1.0, gt=0, description="CPUs a replica, and its threads")
-    max_queued: int = Field(256, ge=1, description="requests that may wait; one more is refused as busy")
-    timeout_s: float = Field(60.0, gt=0, description="longest time a request may take")
     painter: str = Field("orchestration.painter:Painter", pattern=r"^[\w.]+:\w+$", description="module:Class")
 
-    @property
-    def batching(self) -> BatchSettings:
-        """The part that can change while serving."""
-        return BatchSettings(max_batch=self.max_batch, wait_s=self.wait_s)
+
+class ServeSettings(PainterSettings, BatchSettings):
+    """The `args` of the application."""
+
+    replicas: int = Field(1, ge=1, le=1024)
+    max_queued: int = Field(256, ge=1, description="requests that may wait; one more is refused as busy")
+    timeout_s: float = Field(60.0, gt=0, description="longest time a request may take")
+
+    def part(self, kind: type[PartT]) -> PartT:
+        """The fields of one of the classes this one is made of."""
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 class PainterReplica:
     """One painter on one share of the machine; every drawing happens on its one thread."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: PainterSettings) -> None:
         _log_with_serve()
         threads = max(1, int(settings.cpus))
         self._thread = ThreadPoolExecutor(1, "painter", initializer=_prepare_thread, initargs=(threads,))
@@ -233,7 +241,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     painter = serve.deployment(PainterReplica, name="painter").options(
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": 1 if settings.device == "cuda" else 0},
-        user_config=settings.batching.model_dump(),
+        user_config=settings.part(BatchSettings).model_dump(),
         max_ongoing_requests=GATHERING * settings.max_batch,
         max_queued_requests=settings.max_queued,
         max_constructor_retry_count=2,
@@ -248,7 +256,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=2 * (settings.max_queued + GATHERING * settings.max_batch * settings.replicas),
         graceful_shutdown_wait_loop_s=0.2,
     )
-    app: serve.Application = ingress.bind(painter.bind(settings), settings.timeout_s, _token())
+    app: serve.Application = ingress.bind(painter.bind(settings.part(PainterSettings)), settings.timeout_s, _token())
     return app
 
 
@@ -261,7 +269,7 @@ def _token() -> SecretStr | None:
     return SecretStr(token.strip())
 
 
-def _load_painter(settings: ServeSettings) -> PainterLike:
+def _load_painter(settings: PainterSettings) -> PainterLike:
     module, _, name = settings.painter.partition(":")
     painter: type[PainterLike] = getattr(import_module(module), name)
     return painter.load(settings.checkpoint, settings.home, settings.device)

@@ -105,6 +105,8 @@ def start_server(
     app = build_app({"checkpoint": checkpoint, "home": home, "name": name, "version": version, **options})
     if TOKEN_VARIABLE not in os.environ and not _is_loopback(host):
         logger.warning("%s is reachable from other machines and no %s is set: anyone may draw", host, TOKEN_VARIABLE)
+    # Serve tells the driver about each of its own steps; a person wants to know when it answers.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     handle = ServerHandle(_url(host, port), started_ray=not ray.is_initialized(), started_serve=False)
     try:
         if handle.started_ray:

@@ -18,9 +18,9 @@ Nets = Mapping[str, nn.Module]
 
 
 class Settings(BaseModel):
-    """Base of every configuration: immutable, and an unknown or ill-typed field is an error."""
+    """Base of every configuration: immutable; an unknown or ill-typed field, NaN and infinity are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

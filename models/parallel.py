@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.precision import at_least_float32
+
 
 class Ranks(Protocol):
     """The group of workers as a loss sees it."""
@@ -88,7 +90,8 @@ class _Gather(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         # Every rank's loss used this rank's rows: their gradients add up.
-        gradient = gradient.contiguous()
+        # A copy: autograd may hand the same tensor to another branch as well.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         start = ctx.rank * ctx.rows
         return gradient[start : start + ctx.rows], None, None
@@ -109,10 +112,11 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, epsilon: float, size: int) -> tuple[Tensor, Tensor, Tensor]:
         dims = [0, *range(2, x.dim())]
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        local_variance, local_mean = torch.var_mean(x.float(), dims, correction=0)
+        local_variance, local_mean = torch.var_mean(at_least_float32(x), dims, correction=0)
         # Means and variances, not sums of squares: no cancellation when the mean is large.
-        parts = [torch.empty(2, x.shape[1], device=x.device) for _ in range(size)]
-        dist.all_gather(parts, torch.stack([local_mean, local_variance]))
+        local = torch.stack([local_mean, local_variance])
+        parts = [torch.empty_like(local) for _ in range(size)]
+        dist.all_gather(parts, local)
         means, variances = torch.stack(parts).unbind(1)
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)
@@ -129,7 +133,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         normalised, inverse_std = ctx.saved_tensors
         dims = [0, *range(2, gradient.dim())]
         shape = (1, -1) + (1,) * (gradient.dim() - 2)
-        sums = torch.stack([gradient.float().mean(dims), (gradient * normalised).float().mean(dims)])
+        wide = at_least_float32(gradient)
+        sums = torch.stack([wide.mean(dims), (wide * normalised).mean(dims)])
         dist.all_reduce(sums)
         mean_gradient, mean_product = (sums / ctx.size).unbind(0)
         centred = gradient - mean_gradient.view(shape) - normalised * mean_product.view(shape)

@@ -12,7 +12,14 @@ from orchestration.preparation import Preparation, choose_protocol
 from orchestration.registry import ModelVersion
 from orchestration.stages import Progress, quiet
 from orchestration.tracking import Tracker
-from orchestration.training.state import Checkpoint, initial_state, load_for_sampling, open_checkpoint
+from orchestration.training.state import (
+    Checkpoint,
+    Provenance,
+    check_provenance,
+    initial_state,
+    load_for_sampling,
+    open_checkpoint,
+)
 
 
 def evaluate(
@@ -32,6 +39,8 @@ def evaluate(
     if source is not None:
         experiment = experiment.replace({"data.source": source})
     preparation = Preparation(experiment, home, progress)
+    # Other data may be judged, another text encoder would only seem to work.
+    check_provenance(checkpoint, Provenance(checkpoint.provenance.data_digest, preparation.encoder.digest))
     dataset = preparation.dataset(split or experiment.data.test_split)
     protocol = choose_protocol(experiment, dataset)
     if protocol == "none":

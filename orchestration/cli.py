@@ -1,8 +1,10 @@
 """The commands, thin: each reads its options, calls one function and prints what it returns."""
 
+import errno
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
@@ -13,6 +15,7 @@ import click
 
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, find_home
+from orchestration.options import kimg_option, number, repeatable, shared_options, takes_experiment
 
 Result = dict[str, Any]
 
@@ -23,13 +26,26 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+STORY = "t2i-failure.txt"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class App:
     """What every command shares: where state lives, which MLflow, and how to speak."""
 
     def __init__(self, home: Home, mlflow_uri: str | None, as_json: bool) -> None:
-        self.home, self.mlflow_uri, self.as_json = home, mlflow_uri, as_json
+        self._home, self.mlflow_uri, self.as_json = home, mlflow_uri, as_json
+
+    @property
+    def home(self) -> Home:
+        """Where state lives. Raises RequestError when nothing can be written there."""
+        folder = next(path for path in (self._home.root, *self._home.root.parents) if os.access(path, os.F_OK))
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            reason = "cannot be written to" if folder.is_dir() else "is not a folder"
+            raise RequestError(
+                f"home {self._home.root} cannot be used ({folder} {reason}): name another with --home or T2I_HOME"
+            )
+        return self._home
 
     def tracker(self) -> Any:
         """The MLflow tracker of this home."""
@@ -59,17 +75,9 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., Result | N
                 click.echo(json.dumps(result, sort_keys=True))
 
         update_wrapper(run, function)
-        shared = [
-            click.option("--home", metavar="DIR", help="Folder of all state (default: $T2I_HOME, else ./t2i-home)."),
-            click.option("--mlflow-uri", metavar="URI", help="MLflow server (default: sqlite in the home)."),
-            click.option(
-                "--json", "as_json", is_flag=True, help="The last line of standard output is one JSON object."
-            ),
-        ]
-        wrapped: Callable[..., Any] = run
-        for option in shared:
-            wrapped = option(wrapped)
-        return group.command(name, context_settings={"max_content_width": 110})(wrapped)
+        made = group.command(name, context_settings={"max_content_width": 110})(run)
+        made.params += shared_options()
+        return made
 
     return decorate
 
@@ -84,28 +92,9 @@ def cli() -> None:
       t2i quickstart                      everything once, in about ten minutes
       t2i models                          the systems, their recipes and documented parameters
       t2i train xmcgan_scenes32           one recipe; the same command again resumes it
+
+    Every command has --help with an example. Exit code 0: done; 2: the request is wrong; 1: it failed while running.
     """
-
-
-experiment_options = [
-    click.argument("recipe"),
-    click.option("--data", metavar="SOURCE", help="scenes[:options] or FORMAT:PATH, e.g. coco:PATH."),
-    click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="FIELD=VALUE",
-        help="Any field of the experiment, e.g. --set model.lambda_1=0.5 (t2i models SYSTEM lists them). Repeatable.",
-    ),
-    click.option("--workers", type=click.IntRange(1), help="Ray Train workers."),
-]
-
-
-def takes_experiment(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments that name and change a recipe."""
-    for option in reversed(experiment_options):
-        function = option(function)
-    return function
 
 
 def chosen_experiment(recipe: str, data: str | None, assignments: Sequence[str], workers: int | None) -> Any:
@@ -119,11 +108,12 @@ def chosen_experiment(recipe: str, data: str | None, assignments: Sequence[str],
 
 
 @command(cli, "quickstart")
-@click.option("--prompt", default=None, help="What the endpoint should draw at the end.")
+@click.option("--prompt", metavar="TEXT", help="What the endpoint draws at the end  [default: a red boat on the sea]")
 def quickstart(app: App, prompt: str | None) -> None:
-    """The main job, end to end: data, campaign, training, judging, promotion, a picture from the endpoint.
+    """Run the main job end to end, in about ten minutes.
 
-    The last line of standard output is one JSON object. What is done is not done again.
+    Generated data, a small campaign, training on two workers, judging, promotion to champion, and a picture from the
+    endpoint: HOME/quickstart.png. The last line of standard output is one JSON object. What is done is not done again.
 
     \b
     Example: t2i quickstart --prompt "a yellow car on the grass"
@@ -137,14 +127,15 @@ def quickstart(app: App, prompt: str | None) -> None:
 
 @command(cli, "train")
 @takes_experiment
-@click.option("--dry-run", is_flag=True, help="Print the resolved experiment as JSON and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the experiment with every field as JSON, and stop.")
 def train(
     app: App, recipe: str, data: str | None, assignments: Sequence[str], workers: int | None, dry_run: bool
 ) -> Result | None:
-    """Train a recipe to its end, under Ray Train, tracked in MLflow.
+    """Train a recipe to its end.
 
-    The same command again goes on where a killed run was, and finds a finished one. Checkpoints, pictures and metrics
-    are in HOME/runs/RECIPE-HASH.
+    It runs under Ray Train and is tracked in MLflow; `t2i models` lists the recipes. The same command again goes on
+    where a killed run was, and finds a finished one. Checkpoints, pictures and metrics are in HOME/runs/RECIPE-HASH.
+    Lengths are in kimg: thousands of pictures shown to the discriminator.
 
     \b
     Examples:
@@ -173,21 +164,20 @@ def train(
 
 @command(cli, "tune")
 @takes_experiment
-@click.option(
-    "--trials", type=click.IntRange(1), default=8, show_default=True, help="Trials; the first is the paper's."
-)
-@click.option("--concurrent", type=click.IntRange(1), default=2, show_default=True, help="Trials at a time.")
-@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Budget of a trial (default: the recipe's).")
-@click.option(
+@number("--trials", "Trials in all; the first is the paper's.", 1, default=8)
+@number("--concurrent", "Trials at a time.", 1, default=2)
+@kimg_option("--kimg", "Length of a trial, in thousands of pictures  [default: the recipe's]")
+@kimg_option(
     "--grace-kimg",
-    type=click.FloatRange(0, min_open=True),
-    help="No trial is stopped before this (default: a quarter of the budget); also how often trials are judged.",
+    "Trials are judged this often, and none is stopped before the first time  [default: a quarter of --kimg]",
 )
-@click.option("--parameter", "parameters", multiple=True, metavar="NAME", help="Vary this one. Repeatable.")
-@click.option(
-    "--range", "ranges", multiple=True, metavar="NAME=RANGE", help="Narrow one: tau=0.05:0.2 or batch_size=16,32."
+@repeatable(
+    "--parameter", "parameters", "NAME", "Vary this one  [default: those that `t2i models SYSTEM` marks with *]"
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search.")
+@repeatable(
+    "--range", "ranges", "NAME=RANGE", "Narrow one, e.g. tau=0.05:0.2 or batch_size=16,32  [default: the whole range]"
+)
+@number("--seed", "Seed of the search.", 0, default=0)
 def tune(
     app: App,
     recipe: str,
@@ -202,10 +192,11 @@ def tune(
     ranges: Sequence[str],
     seed: int,
 ) -> Result:
-    """Search the hyperparameters that the paper documents (Ray Tune, Optuna TPE, ASHA in kimg).
+    """Search the hyperparameters that a paper documents.
 
-    Trial 0 is the paper's own point; where it gives no value, the released code's, else the recipe's. Every trial is a
-    run in MLflow under the campaign's.
+    Ray Tune runs the trials, Optuna's TPE proposes them, and ASHA stops the worse half early. Trial 0 is the paper's
+    own point; where it gives no value, the released code's, else the recipe's. Every trial is a run in MLflow under
+    the campaign's, and the campaign is one folder in HOME/campaigns.
 
     \b
     Examples:
@@ -256,13 +247,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 @command(cli, "evaluate")
 @click.argument("run", metavar="RUN")
-@click.option("--split", help="Held-out split (default: the experiment's test split).")
-@click.option("--data", metavar="SOURCE", help="Other data than it was trained on.")
-@click.option("--samples", type=click.IntRange(16), help="Captions drawn.")
+@click.option("--split", metavar="SPLIT", help="train, val or test  [default: the experiment's data.test_split]")
+@click.option("--data", metavar="SOURCE", help="Judge on other data  [default: what it was trained on]")
+@number("--samples", "Captions drawn, one picture each  [default: the experiment's evaluation.samples]", 16)
 def evaluate(app: App, run: str, split: str | None, data: str | None, samples: int | None) -> Result:
-    """Judge a run or checkpoint on held-out captions, beside the net before training.
+    """Judge a run on held-out captions, before training and now.
 
-    RUN is a run's name in HOME/runs, a run folder or a checkpoint folder. Every figure carries its protocol.
+    RUN is a run's name in HOME/runs, a run folder or a checkpoint folder. Every figure carries its protocol in its
+    name; figures of two protocols, or of two sample counts, do not compare.
 
     \b
     Example: t2i evaluate xmcgan_scenes32-1a415cbaa832
@@ -300,13 +292,14 @@ def find_checkpoint(app: App, run: str) -> tuple[Any, Path]:
 @command(cli, "show")
 @click.argument("run", metavar="RUN")
 @click.option("--out", type=click.Path(dir_okay=False), default="show.png", show_default=True, help="PNG to draw.")
-@click.option("--captions", type=click.IntRange(1, 100), default=12, show_default=True, help="Held-out captions.")
-@click.option("--samples", type=click.IntRange(1, 8), default=3, show_default=True, help="Pictures a caption.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of captions and noise.")
+@number("--captions", "Held-out captions.", 1, 100, default=12)
+@number("--samples", "Pictures a caption.", 1, 8, default=3)
+@number("--seed", "Seed of captions and noise.", 0, default=0)
 def show(app: App, run: str, out: str, captions: int, samples: int, seed: int) -> Result:
-    """Draw what a run makes of held-out captions, each beside the real picture (framed) that the caption describes.
+    """Draw what a run makes of held-out captions.
 
-    RUN is a run's name in HOME/runs, a run folder or a checkpoint folder.
+    Each caption's pictures stand beside the real one (framed) that it describes. RUN is a run's name in HOME/runs, a
+    run folder or a checkpoint folder.
 
     \b
     Example: t2i show xmcgan_scenes32-1a415cbaa832 --out sheet.png
@@ -322,7 +315,10 @@ def show(app: App, run: str, out: str, captions: int, samples: int, seed: int) -
 @command(cli, "promote")
 @click.argument("run", metavar="RUN")
 def promote(app: App, run: str) -> Result:
-    """Register a run's newest checkpoint as a model version and make it the champion that `t2i serve` loads.
+    """Make a run's newest checkpoint the champion.
+
+    It becomes a version of its system's registered model, and the one that `t2i serve` loads. RUN is a run's name in
+    HOME/runs, a run folder or a checkpoint folder.
 
     \b
     Example: t2i promote xmcgan_scenes32-1a415cbaa832
@@ -346,9 +342,17 @@ def promote(app: App, run: str) -> Result:
 
 
 @command(cli, "serve")
-@click.option("--model", default="xmcgan", show_default=True, help="Registered model whose champion is served.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; the default is loopback.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--model", default="xmcgan", show_default=True, metavar="NAME", help="Registered model whose champion is served."
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on; the default answers this machine only.",
+)
+@number("--port", "Port to listen on.", 1, 65535, default=8000)
 def serve(app: App, model: str, host: str, port: int) -> Result | None:
     """Serve the champion with Ray Serve until interrupted.
 
@@ -381,10 +385,15 @@ def serve(app: App, model: str, host: str, port: int) -> Result | None:
 @command(cli, "models")
 @click.argument("system", required=False)
 def models(app: App, system: str | None) -> Result:
-    """List the systems and recipes; with SYSTEM, its fields and the parameters that its paper documents.
+    """List systems, recipes, fields and documented parameters.
+
+    Without SYSTEM, the systems and their recipes. With SYSTEM, every field that --set takes, with its default, and
+    the parameters that its paper documents, with the paper's values.
 
     \b
-    Example: t2i models xmcgan
+    Examples:
+      t2i models
+      t2i models xmcgan
     """
     from orchestration.listing import list_systems, show_system
 
@@ -394,21 +403,27 @@ def models(app: App, system: str | None) -> Result:
 
 @command(cli, "data")
 @click.argument("source")
-@click.option("--split", default="train", show_default=True)
-@click.option("--sheet", type=click.Path(dir_okay=False), help="Draw a sheet of pictures with captions to this PNG.")
+@click.option("--split", default="train", show_default=True, metavar="SPLIT", help="train, val or test.")
+@click.option("--sheet", type=click.Path(dir_okay=False), help="Draw the first 18 pictures and captions to this PNG.")
 def data(app: App, source: str, split: str, sheet: str | None) -> Result:
-    """Read and check a data set (generating scenes when they are not there), and say what it carries.
+    """Read and check a data set, and say what it carries.
+
+    SOURCE is scenes[:options], which is generated once into HOME/data, or coco:PATH with a folder in COCO's layout.
+    Options of scenes are size (pixels), things, colours, backgrounds, objects (most in a picture), train, val, test
+    (pictures of each split) and seed.
 
     \b
     Examples:
       t2i data scenes:size=64,things=8 --sheet scenes.png
       t2i data coco:PATH --split val
     """
-    from orchestration.data.sources import open_source
+    from orchestration.data.sources import SCENES, open_source, parse_source
     from orchestration.listing import draw_sheet
 
     progress = app.progress()
-    dataset = open_source(source, split, app.home.root, lambda done, total: progress("drawing scenes", done, total))
+    # Only scenes are written; photographs can be looked at from a folder that cannot be written to.
+    root = app.home.root if parse_source(source).kind == SCENES else Path()
+    dataset = open_source(source, split, root, lambda done, total: progress("drawing scenes", done, total))
     captions = sum(len(record.captions or ()) for record in dataset.records)
     app.say(f"{source} ({split}): {len(dataset.records)} pictures, {captions} captions")
     app.say(f"carries {', '.join(sorted(dataset.carries))}; digest {dataset.digest[:16]}")
@@ -435,7 +450,7 @@ def main() -> NoReturn:
 def run_cli(arguments: Sequence[str]) -> int:
     """The exit code of `t2i ARGUMENTS`; one sentence on standard error when it is not 0."""
     try:
-        cli.main(args=list(arguments), prog_name="t2i", standalone_mode=False)
+        cli.main(args=list(arguments) or ["--help"], prog_name="t2i", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -450,12 +465,28 @@ def run_cli(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted: repeat the command to go on", 130)
     except Exception as error:
-        story = Path.cwd() / "t2i-failure.txt"
-        story.write_text(traceback.format_exc())
-        return _complain(f"unexpected {type(error).__name__}: {error}; the whole story is in {story}", 1)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            where = f" while writing {error.filename}" if error.filename else ""
+            return _complain(f"the disk is full{where} ({error.strerror}): free some and repeat the command", 1)
+        return _complain(f"unexpected {type(error).__name__}: {error}; {_write_story(traceback.format_exc())}", 1)
     return 0
 
 
+def _write_story(story: str) -> str:
+    """Keep a traceback where it can be written: the current folder, else the temporary one. Says where."""
+    try:
+        path = Path.cwd() / STORY
+        path.write_text(story)
+    except OSError:
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="t2i-failure-", suffix=".txt", delete=False) as file:
+                file.write(story)
+            path = Path(file.name)
+        except OSError:
+            return "the whole story could not be written anywhere"
+    return f"the whole story is in {path}"
+
+
 def _complain(sentence: str, code: int) -> int:
-    click.echo(f"t2i: {sentence}", err=True)
+    click.echo(f"t2i: {' '.join(sentence.split())}", err=True)
     return code

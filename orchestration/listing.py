@@ -1,6 +1,8 @@
 """What `t2i models` and `t2i data` show."""
 
+import difflib
 import inspect
+import json
 import textwrap
 from itertools import islice
 from pathlib import Path
@@ -8,8 +10,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from models.contract import Settings
 from models.registry import get_system, system_names
 from orchestration.config import Experiment, describe_fields
+from orchestration.data.pictures import load_picture
 from orchestration.data.records import Dataset
 from orchestration.errors import RequestError
 from orchestration.progress import Say
@@ -44,7 +48,9 @@ def first_line(recipe: str) -> str:
 def show_system(name: str, say: Say) -> dict[str, Any]:
     """One system's fields, and the parameters its paper documents. Raises RequestError."""
     if name not in system_names():
-        raise RequestError(f"no system {name!r}; there are {', '.join(system_names())}")
+        near = difflib.get_close_matches(name, system_names(), n=1)
+        hint = f"perhaps {near[0]!r} was meant; " if near else ""
+        raise RequestError(f"no system {name!r}; {hint}there are {', '.join(system_names())}")
     system = get_system(name)
     say(system.title)
     say("\nRecipes")
@@ -60,27 +66,45 @@ def show_system(name: str, say: Say) -> dict[str, Any]:
         say(f" {mark}{key:28} {parameter.describe()}; paper {paper}{released} ({parameter.source})")
     say("  * varied unless told otherwise")
     say("\nFields (--set FIELD=VALUE)")
-    rows = describe_fields(Experiment) + describe_fields(system.Config, "model.")
-    for field, kind, default, description in rows:
-        if field != "model":
-            say(f"  {field} = {default}  [{kind}]")
+    rows = [row for row in describe_fields(Experiment) if row[0] not in ("recipe", "system", "model")]
+    for field, kind, default, description in rows + _model_fields(system.Config):
+        say(f"  {field} = {default.replace('required', '(the recipe says)')}  [{kind}]")
+        if description:
             say(textwrap.fill(description, 100, initial_indent="      ", subsequent_indent="      "))
     return {"system": name, "title": system.title, "parameters": space.model_dump(mode="json")["parameters"]}
 
 
+def _model_fields(config: type[Settings]) -> list[tuple[str, str, str, str]]:
+    """The rows of a system's own fields, with the values that its default configuration has."""
+    defaults = config().model_dump(mode="json")
+    rows = []
+    for field, kind, _, description in describe_fields(config):
+        value: Any = defaults
+        for part in field.split("."):
+            value = value[part]
+        rows.append((f"model.{field}", kind, json.dumps(value), description))
+    return rows
+
+
 def draw_sheet(dataset: Dataset, path: Path) -> None:
-    """The first pictures of a split, each with its first caption, as one PNG."""
+    """The first pictures of a split, each with its first caption, as one PNG.
+
+    Raises RequestError for a picture that does not decode and a path that cannot be written.
+    """
     records = list(islice(dataset.records, COLUMNS * ROWS))
     rows = -(-len(records) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + CAPTION_HEIGHT)), "white")
     pen = ImageDraw.Draw(sheet)
     for index, record in enumerate(records):
         left, top = index % COLUMNS * TILE, index // COLUMNS * (TILE + CAPTION_HEIGHT)
-        with Image.open(record.file) as image:
-            enlarge = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
-            sheet.paste(image.convert("RGB").resize((TILE - 4, TILE - 4), enlarge), (left + 2, top + 2))
+        pixels = load_picture(record.file, min(record.width, TILE - 4)).transpose(1, 2, 0)
+        tile = Image.fromarray(pixels).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
+        sheet.paste(tile, (left + 2, top + 2))
         if record.captions:
             caption = textwrap.fill(record.captions[0].text, 30, max_lines=3, placeholder=" ...")
             pen.multiline_text((left + 4, top + TILE), caption, fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, png_bytes(sheet))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, png_bytes(sheet))
+    except OSError as error:
+        raise RequestError(f"the sheet cannot be written to {path} ({error.strerror}): name another file") from error

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.encoders.image import WeightsMissing
+from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.text import TextEncoder
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
@@ -85,14 +85,16 @@ class Preparation:
         return self._encoder
 
     def everything(self) -> Prepared:
-        """What training and its validation read."""
+        """What training and its validation read. What is missing is said before the long work. Raises RequestError."""
         data = self.experiment.data
         train, validation = self.dataset(data.train_split), self.dataset(data.validation_split)
         protocol = choose_protocol(self.experiment, train)
+        require_weights(self.experiment)
+        encoder = self.encoder
         return Prepared(
             self.split(train),
             self.split(validation),
-            Provenance(train.digest, self.encoder.digest),
+            Provenance(train.digest, encoder.digest),
             protocol,
             self.judge(protocol),
         )
@@ -164,11 +166,26 @@ def require(experiment: Experiment, dataset: Dataset) -> None:
         )
 
 
+def require_weights(experiment: Experiment) -> None:
+    """RequestError when a pretrained image net that the losses use is not on this machine."""
+    settings = getattr(experiment.model, "pretrained", None)
+    if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
+        try:
+            find_weights(settings)
+        except WeightsMissing as error:
+            raise RequestError(f"model.pretrained: {error}") from error
+
+
 def choose_protocol(experiment: Experiment, dataset: Dataset) -> str:
     """The protocol that "auto" means for this data. Raises RequestError for one that cannot judge it."""
     wanted = experiment.evaluation.protocol
     if wanted == "auto":
-        return "scenes-net" if dataset.name == "scenes" else "efficientnet-lite0"
+        wanted = "scenes-net" if dataset.name == "scenes" else "efficientnet-lite0"
+    if wanted == "efficientnet-lite0":
+        try:
+            find_weights(PretrainedImageSettings(name="efficientnet-lite0"))
+        except WeightsMissing as error:
+            raise RequestError(f"evaluation.protocol=efficientnet-lite0: {error}, or set it to none") from error
     if wanted == "scenes-net" and dataset.name != "scenes":
         raise RequestError(
             f"evaluation.protocol=scenes-net judges generated scenes only, not {experiment.data.source}: "

@@ -80,14 +80,17 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
     """The folder of the stage's result under `store`, computed now if it is not there or is damaged.
 
-    Raises RunError when the disk is full; whatever `stage.run` raises passes through, and leaves nothing behind.
+    Raises RunError when a file cannot be read or written, a full disk for one; whatever else `stage.run` raises passes
+    through. Nothing half-done is left behind.
     """
     store.mkdir(parents=True, exist_ok=True)
     folder = store / f"{stage.name}-{stage.key}"
     with FileLock(store / f".{folder.name}.lock"):
         if is_complete(folder):
             return folder
-        shutil.rmtree(folder, ignore_errors=True)
+        # Whoever held the lock before us and was killed left these.
+        for left_over in (folder, *store.glob(f".{folder.name}-*")):
+            shutil.rmtree(left_over, ignore_errors=True)
         working = Path(tempfile.mkdtemp(dir=store, prefix=f".{folder.name}-"))
         try:
             stage.run(working, progress)
@@ -107,7 +110,8 @@ def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
             working.replace(folder)
         except OSError as error:
             raise RunError(
-                f"stage {stage.name} could not be written to {store} ({error}): free some disk and repeat"
+                f"stage {stage.name} failed on a file ({error}): free some disk under {store} or mend that file, "
+                "and repeat"
             ) from error
         finally:
             shutil.rmtree(working, ignore_errors=True)
@@ -117,13 +121,13 @@ def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
 def is_complete(folder: Path) -> bool:
     """Whether the folder holds every file its manifest names, whole."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        files = dict(json.loads((folder / MANIFEST).read_text())["files"])
+        return all(_is_whole(folder / name, known["bytes"], known["sha256"]) for name, known in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    for name, known in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != known["bytes"]:
-            return False
-        if known["bytes"] <= HASH_LIMIT and file_sha256(path) != known["sha256"]:
-            return False
-    return True
+
+
+def _is_whole(path: Path, size: int, sha256: str) -> bool:
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    return size > HASH_LIMIT or file_sha256(path) == sha256

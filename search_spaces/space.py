@@ -1,6 +1,7 @@
 """Which hyperparameters a paper documents, as checked data; and how Optuna draws from them."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any, Literal, Self
@@ -38,6 +39,10 @@ class Parameter(BaseModel):
                 raise ValueError("a choice needs distinct `values` and no low or high")
         elif self.low is None or self.high is None or not self.low < self.high or self.values:
             raise ValueError(f"a {self.kind} needs low < high and no values")
+        elif not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError("low and high must be finite")
+        elif self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("an int needs a whole low and high")
         elif self.log and self.low <= 0:
             raise ValueError("a log range must be above 0")
         for name in ("paper", "released"):
@@ -52,8 +57,10 @@ class Parameter(BaseModel):
             assert self.values is not None
             return value in self.values
         assert self.low is not None and self.high is not None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
         whole = self.kind == "float" or float(value).is_integer()
-        return isinstance(value, int | float) and whole and self.low <= value <= self.high
+        return whole and self.low <= value <= self.high
 
     @property
     def documented(self) -> Value | None:
@@ -92,6 +99,11 @@ class Space(BaseModel):
         for name in self.default:
             if name not in self.parameters:
                 raise ValueError(f"default names {name!r}, which is no parameter")
+        owners: dict[str, str] = {}
+        for name, parameter in self.parameters.items():
+            other = owners.setdefault(parameter.field, name)
+            if other != name:
+                raise ValueError(f"{other!r} and {name!r} both set {parameter.field}")
         return self
 
     def choose(self, names: Iterable[str] = (), ranges: Mapping[str, str] | None = None) -> "Space":
@@ -141,7 +153,38 @@ def load_space(system: str) -> Space:
     resource = files("search_spaces") / f"{system}.yaml"
     if not resource.is_file():
         raise SpaceError(f"no search space for system {system!r}: add search_spaces/{system}.yaml")
+    return parse_space(resource.read_bytes(), system)
+
+
+def parse_space(text: bytes, system: str) -> Space:
+    """The space that the text of `search_spaces/SYSTEM.yaml` describes. Raises SpaceError with one sentence."""
+    where = f"search_spaces/{system}.yaml"
     try:
-        return Space.model_validate(yaml.safe_load(resource.read_text()))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise SpaceError(f"search_spaces/{system}.yaml is wrong: {error}") from error
+        # The loader is a safe one: it only refuses more.
+        space = Space.model_validate(yaml.load(text, _StrictLoader))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the file"
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise SpaceError(f"{where} is wrong at {place}: {reason[0].lower()}{reason[1:]}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise SpaceError(f"{where}{line} cannot be read ({reason}): mend the YAML there") from error
+    if space.system != system:
+        raise SpaceError(f"{where} says system {space.system!r}: write system: {system}, or rename the file")
+    return space
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is written twice, where YAML's usual reader keeps the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)

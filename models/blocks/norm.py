@@ -57,14 +57,14 @@ class BatchStatistics(nn.Module):
 @contextmanager
 def frozen_statistics(net: nn.Module) -> Iterator[None]:
     """Train-mode forward passes in here leave the running estimates of `net` as they are."""
-    layers = [module for module in net.modules() if isinstance(module, BatchStatistics)]
-    for layer in layers:
+    before = [(module, module.tracking) for module in net.modules() if isinstance(module, BatchStatistics)]
+    for layer, _ in before:
         layer.tracking = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.tracking = True
+        for layer, tracking in before:
+            layer.tracking = tracking
 
 
 class SelfModulation(nn.Module):

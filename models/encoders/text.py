@@ -1,13 +1,16 @@
 """A frozen BERT as text encoder: word features and a sentence embedding for every caption."""
 
 import hashlib
+import json
+import logging
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -47,25 +50,32 @@ class TextEncoder(nn.Module):
 
     def __init__(self, settings: TextEncoderSettings, cache: Path) -> None:
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         self.settings = settings
-        source = _packaged_minilm(cache) if settings.name == OFFLINE_NAME else settings.name
+        source = str(_packaged_minilm(cache)) if settings.name == OFFLINE_NAME else settings.name
+        if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+            raise WeightsMissing(
+                f"there is no folder {source!r}: give the folder of a BERT, a hub name, or {OFFLINE_NAME!r}"
+            )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-            # No dropout, no pooler: features alone. safetensors only, so that loading runs no code.
-            self.bert = AutoModel.from_pretrained(source, use_safetensors=True, add_pooling_layer=False)
+            with _quiet_loading():
+                self.tokenizer, self.bert, lacking = _load(source)
         except Exception as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            mend = (
+                f"delete {source} and repeat"
+                if settings.name == OFFLINE_NAME
+                else "give the folder of a BERT with safetensors weights, a hub name that this machine can reach, or "
+                f"{OFFLINE_NAME!r}"
+            )
+            raise WeightsMissing(f"no text encoder at {settings.name!r} ({first_line}): {mend}") from error
+        if lacking:
             raise WeightsMissing(
-                f"no text encoder at {settings.name!r} ({first_line}): give the folder of a BERT with safetensors "
-                f"weights, a hub name that this machine can reach, or {OFFLINE_NAME!r}"
-            ) from error
+                f"the text encoder at {settings.name!r} lacks {len(lacking)} weights, {lacking[0]} first: give the "
+                "folder of a whole BERT"
+            )
         self.requires_grad_(False).eval()
         self.dim: int = self.bert.config.hidden_size
-        self.digest = _digest(self.bert)
+        self.digest = _digest(self.bert, self.tokenizer)
 
     @torch.inference_mode()
     def forward(self, captions: Sequence[str]) -> TextFeatures:
@@ -90,12 +100,49 @@ class TextEncoder(nn.Module):
         return words.sum(1) / lengths[:, None]
 
 
-def _digest(net: nn.Module) -> str:
-    """sha256 of every parameter, name and bytes: features of another encoder are never taken for these."""
+def _load(source: str) -> tuple[Any, Any, list[str]]:
+    """Tokenizer, net, and the names of weights that the net has and the files lack."""
+    from transformers import AutoModel, AutoTokenizer
+
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    # No pooler: features alone. safetensors and no remote code, so that loading runs nothing.
+    bert, found = AutoModel.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, add_pooling_layer=False, output_loading_info=True
+    )
+    return tokenizer, bert, sorted(found["missing_keys"])
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No progress bar, no report of weights that are left unused (the pooler's), no retries of an absent network."""
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils import logging as bert
+
+    levels, bars = (bert.get_verbosity(), hub.get_verbosity()), bert.is_progress_bar_enabled()
+    bert.set_verbosity(logging.ERROR)
+    hub.set_verbosity(logging.ERROR)
+    bert.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bert.set_verbosity(levels[0])
+        hub.set_verbosity(levels[1])
+        if bars:
+            bert.enable_progress_bar()
+
+
+# How a tokenizer cuts this says whether it keeps case, accents, punctuation and numbers.
+PROBE = "A red Fire-Truck's 2nd ladder, naïvely painted; 面!"
+
+
+def _digest(net: nn.Module, tokenizer: Any) -> str:
+    """sha256 of every parameter and of the vocabulary: features of another encoder are never taken for these."""
     digest = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]]).encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """InfoNCE losses between pictures, sentences, regions and words (XMC-GAN, section 4.1).
 
 All of them take the features of the WHOLE batch (gathered over ranks, with gradient) and are pure functions. They
-compute in float32 whatever the surrounding precision: a temperature of 0.1 or 0.02 magnifies rounding.
+compute in float32 or, given it, float64, whatever the surrounding precision: a temperature of 0.1 or 0.02 magnifies
+rounding.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.precision import at_least_float32
 
 Directions = Literal["both", "image_to_text"]
 PADDING_LOGIT = -1e9
@@ -47,8 +50,8 @@ def nt_xent(first: Tensor, second: Tensor, tau: float, directions: Directions = 
     real pictures first.
     """
     with torch.autocast(first.device.type, enabled=False):
-        unit_first = F.normalize(first.float(), dim=1, eps=1e-12)
-        unit_second = F.normalize(second.float(), dim=1, eps=1e-12)
+        unit_first = F.normalize(at_least_float32(first), dim=1, eps=1e-12)
+        unit_second = F.normalize(at_least_float32(second), dim=1, eps=1e-12)
         return contrast_scores(unit_first @ unit_second.t() / tau, directions)
 
 
@@ -72,7 +75,7 @@ def word_region_scores(
     product with the word and its length follow from the similarities and the regions' Gram matrix.
     """
     with torch.autocast(regions.device.type, enabled=False):
-        regions, words = regions.float(), words.float()
+        regions, words = at_least_float32(regions), at_least_float32(words)
         unit_regions = F.normalize(regions, dim=2, eps=1e-12)
         unit_words = F.normalize(words, dim=2, eps=1e-12).flatten(0, 1)  # N*T,D
         cosines = unit_words @ unit_regions.transpose(1, 2)  # M,N*T,R

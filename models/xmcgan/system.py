@@ -22,6 +22,7 @@ from models.contract import (
 from models.encoders.image import PretrainedImageEncoder
 from models.losses.adversarial import hinge_discriminator, hinge_generator
 from models.losses.contrastive import Contrast, contrast_scores, nt_xent, word_region_scores
+from models.precision import at_least_float32
 from models.xmcgan.config import XMCGANConfig
 from models.xmcgan.networks import Discriminator, Generator, Judgement
 
@@ -114,7 +115,7 @@ class XMCGANLosses:
         images, text = _required(batch)
         judgement: Judgement = nets["discriminator"](torch.cat([images, fake.to(images.dtype)]), text.sentence)
         real, fakes = (
-            _View(logits.float(), features, regions)
+            _View(at_least_float32(logits), features, regions)
             for logits, features, regions in zip(
                 judgement.logits.chunk(2), judgement.features.chunk(2), judgement.regions.chunk(2), strict=True
             )
@@ -192,7 +193,7 @@ class XMCGANLosses:
             real_features = encoder(images)
         fake_features = encoder(fake)
         if self.config.pretrained_loss == "l2":
-            distance = F.mse_loss(fake_features.float(), real_features.float())
+            distance = F.mse_loss(at_least_float32(fake_features), at_least_float32(real_features))
             return distance, {"pretrained_l2": distance.detach()}
         contrast = nt_xent(gather(real_features), gather(fake_features), self.config.tau, self.config.directions)
         return contrast.loss, _terms("pretrained", contrast)

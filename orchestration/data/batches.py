@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from models.contract import Batch
 from orchestration.data.features import CaptionFeatures
 from orchestration.data.pictures import Pictures
-from orchestration.data.sampler import SeededOrder, mix
-from orchestration.errors import RunError
+from orchestration.data.sampler import SeededOrder, derive_seed, mix
+from orchestration.errors import RequestError, RunError
 
 # Streams of the data seed: what is drawn must not depend on what else is drawn.
 ORDER, CAPTION, FLIP = 0, 1, 2
@@ -28,6 +28,11 @@ class CaptionedPictures:
             raise RunError(
                 "pictures and captions were prepared from different data: delete the stages folder and repeat"
             )
+        silent = np.flatnonzero(np.diff(self.captions.starts) < 1)
+        if len(silent):
+            raise RequestError(
+                f"image {self.captions.image_ids[silent[0]]} has no caption: leave it out of the data or add one"
+            )
 
     def __len__(self) -> int:
         return len(self.pictures.image_ids)
@@ -43,7 +48,7 @@ class TrainingStream:
 
     def __init__(self, data: CaptionedPictures, seed: int, flip: bool) -> None:
         self.data, self.seed, self.flip = data, seed, flip
-        self.order = SeededOrder(len(data), seed)
+        self.order = SeededOrder(len(data), derive_seed(seed, ORDER))
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start .. start+count-1 of the run (counted in images seen)."""
@@ -66,6 +71,6 @@ def held_out_captions(captions: CaptionFeatures, count: int, seed: int) -> tuple
     More than there are images oversamples them (XMC-GAN, section 5.2).
     """
     positions = np.arange(count, dtype=np.int64)
-    items = SeededOrder(len(captions.image_ids), seed).items(positions)
+    items = SeededOrder(len(captions.image_ids), derive_seed(seed, ORDER)).items(positions)
     owned = (captions.starts[items + 1] - captions.starts[items]).astype(np.uint64)
     return items, captions.starts[items] + (mix(seed, CAPTION, positions) % owned).astype(np.int64)

@@ -65,7 +65,8 @@ def write_caption_features(dataset: Dataset, encoder: TextEncoder, folder: Path,
     for record in dataset.records:
         texts += [caption.text for caption in record.captions or ()]
         starts.append(len(texts))
-    distinct = sorted(set(texts), key=len)  # similar lengths together cost the encoder the least padding
+    # The texts themselves decide the order: that of a set changes from process to process.
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
     row_of = {text: row for row, text in enumerate(distinct)}
     offsets, sentence, pieces = [0], [], []
     for start in range(0, len(distinct), ENCODE_BATCH):

@@ -5,19 +5,24 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+GOLDEN, STREAM_STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
+
 
 def mix(seed: int, stream: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
     """64 well-mixed bits for each position, by the splitmix64 finaliser (Steele, Lea and Flood, 2014).
 
     `stream` separates independent uses of one seed.
     """
-    golden, stream_step = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
     with np.errstate(over="ignore"):
-        start = np.uint64(seed) * golden + np.uint64(stream) * stream_step
-        state = (positions.astype(np.uint64) + np.uint64(1)) * golden + start
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return state ^ (state >> np.uint64(31))
+        # Finalised by itself: else the next seed would be the same sequence, one position on.
+        start = _finalise(np.array([seed], np.uint64) * GOLDEN + np.array([stream], np.uint64) * STREAM_STEP)
+        return _finalise((positions.astype(np.uint64) + np.uint64(1)) * GOLDEN + start)
+
+
+def _finalise(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 def derive_seed(seed: int, stream: int, position: int = 0) -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -98,7 +99,7 @@ def judge_source(experiment: Experiment) -> str:
     options = parse_options(parse_source(experiment.data.source).argument)
     changed = options.model_copy(
         update={
-            "seed": options.seed + SEED_OFFSET,
+            "seed": (options.seed + SEED_OFFSET) % 2**31,
             "train": TRAIN_IMAGES,
             "val": HELD_OUT_IMAGES,
             "test": HELD_OUT_IMAGES,
@@ -117,7 +118,10 @@ def judge_stage(experiment: Experiment, home: Home) -> Stage:
         classes = {name: sorted({row[index] for row in train[1]}) for index, name in enumerate(ATTRIBUTES)}
         net = train_judge(_labelled(*train, classes), classes, progress)
         accuracy = judge_accuracy(net, _labelled(*held_out, classes))
-        save_file(net.state_dict(), folder / "judge.safetensors")
+        try:
+            save_file(net.state_dict(), folder / "judge.safetensors")
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error
         (folder / "judge.json").write_text(
             json.dumps({"classes": classes, "accuracy_on_real": accuracy, "source": source}, indent=1)
         )
@@ -156,7 +160,7 @@ def _labelled(
 
 
 def train_judge(scenes: LabelledScenes, classes: dict[str, list[str]], progress: Progress) -> ScenesNet:
-    """Supervised training with random flips and shifts. Deterministic for a given machine."""
+    """Supervised training, every second batch flipped. Deterministic for a given machine and number of threads."""
     torch.manual_seed(0)
     net = ScenesNet(classes)
     count = len(scenes.pictures)
@@ -194,6 +198,6 @@ def load_judge(folder: Path) -> ScenesNet:
     try:
         net = ScenesNet(json.loads((folder / "judge.json").read_text())["classes"])
         net.load_state_dict(load_file(folder / "judge.safetensors"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(f"the judge in {folder} cannot be read ({error}): delete that folder and repeat") from error
     return net.requires_grad_(False).eval()

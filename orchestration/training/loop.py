@@ -17,8 +17,8 @@ from orchestration.data.sampler import derive_seed
 from orchestration.errors import RunError
 from orchestration.training.state import TrainingState, update_average
 
-# Streams of the training seed (the data has its own, see data/batches.py).
-NOISE, LAYERS = 100, 101
+# Streams of the training seed (the data has its own, see data/batches.py). Each phase and micro-batch adds to them.
+NOISE, LAYERS = 100, 1_000_000
 
 
 class Diverged(RunError):
@@ -125,17 +125,23 @@ class Trainer:
                 else:
                     gradients[name] = list(fresh)
                 self.means.add(name, dict(objective.terms))
+        # Every gradient is checked before any net steps: a phase changes all of its nets or none.
+        for name in phase.trains:
+            self._agree(name, gradients[name])
         for name in phase.trains:
             self._apply(name, gradients[name])
 
-    def _apply(self, name: str, gradients: list[Tensor]) -> None:
-        """Average over ranks, check, step, and move the average."""
-        state = self.state
+    def _agree(self, name: str, gradients: list[Tensor]) -> None:
+        """Average over ranks. Raises Diverged when the result is not finite."""
         self.ranks.average_(gradients)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if not torch.isfinite(norm):
-            raise Diverged(f"the gradient of the {name} is {norm.item()}", state.kimg)
+            raise Diverged(f"the gradient of the {name} is {norm.item()}", self.state.kimg)
         self.means.add(name, {"gradient_norm": norm})
+
+    def _apply(self, name: str, gradients: list[Tensor]) -> None:
+        """Step, and move the average."""
+        state = self.state
         for parameter, gradient in zip(state.nets[name].parameters(), gradients, strict=True):
             parameter.grad = gradient
         state.optimizers[name].step()

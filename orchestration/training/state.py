@@ -1,5 +1,6 @@
 """Everything that training changes, and its exact copy on disk."""
 
+import hashlib
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,6 +25,11 @@ from orchestration.stages import file_sha256, write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+UNFINISHED = ".writing-"
+
+
+class DamagedCheckpoint(RequestError):
+    """A checkpoint is not as it was written."""
 
 
 @dataclass
@@ -135,7 +142,7 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"kimg-{state.kimg:010.3f}"
-    working = Path(tempfile.mkdtemp(dir=parent, prefix=".writing-"))
+    working = Path(tempfile.mkdtemp(dir=parent, prefix=UNFINISHED))
     try:
         for name, net in state.nets.items():
             if name in state.optimizers:
@@ -144,7 +151,7 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
             _save(working / f"average_{name}.safetensors", net.state_dict())
         for name, optimizer in state.optimizers.items():
             _save(working / f"optimizer_{name}.safetensors", _optimizer_tensors(state.nets[name], optimizer))
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "experiment": experiment.model_dump(mode="json"),
             "identity": experiment.identity,
@@ -159,6 +166,7 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
                 for path in sorted(working.iterdir())
             },
         }
+        manifest["manifest_sha256"] = _manifest_digest(manifest)
         write_atomically(working / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
         if folder.exists():
             shutil.rmtree(folder)
@@ -177,9 +185,18 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of the manifest's other fields: the manifest is a file of the checkpoint like every other."""
+    rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sync_directory(folder: Path) -> None:
@@ -204,34 +221,49 @@ def checkpoint_folders(parent: Path) -> list[Path]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, every file verified. Raises RequestError."""
+    """The checkpoint in `folder`, every file verified.
+
+    Raises RequestError for another format, DamagedCheckpoint (a RequestError) for anything else that is wrong.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        written_as, files = manifest["format"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
+        raise DamagedCheckpoint(
             f"{folder} is no checkpoint ({MANIFEST} is missing or broken): give a folder that training wrote"
         ) from error
-    if manifest.get("format") != FORMAT:
-        raise RequestError(f"{folder} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}")
+    if written_as != FORMAT:
+        raise RequestError(
+            f"{folder} has checkpoint format {written_as!r} and this version reads {FORMAT}: use the version of t2i "
+            "that wrote it, or another checkpoint"
+        )
+    if manifest.get("manifest_sha256") != _manifest_digest(manifest):
+        raise _changed(MANIFEST, folder)
     for name, known in files.items():
         path = folder / name
         if not path.is_file():
-            raise RequestError(f"checkpoint {folder} lacks {name}: restore the file or use another checkpoint")
+            raise DamagedCheckpoint(f"checkpoint {folder} lacks {name}: restore the file or use another checkpoint")
         if path.stat().st_size != known["bytes"] or file_sha256(path) != known["sha256"]:
-            raise RequestError(
-                f"{name} in checkpoint {folder} was changed since it was written (its sha256 differs): restore the "
-                "file or use another checkpoint"
-            )
+            raise _changed(name, folder)
     return Checkpoint(folder, manifest)
 
 
+def _changed(name: str, folder: Path) -> DamagedCheckpoint:
+    return DamagedCheckpoint(
+        f"{name} in checkpoint {folder} was changed since it was written (its sha256 differs): restore the file or "
+        "use another checkpoint"
+    )
+
+
 def newest_checkpoint(parent: Path) -> Checkpoint | None:
-    """The newest checkpoint under `parent` that verifies; damaged ones are passed over."""
+    """The newest checkpoint under `parent` that verifies; damaged ones are passed over.
+
+    Raises RequestError for one of another format: training past it would throw it away.
+    """
     for folder in reversed(checkpoint_folders(parent)):
         try:
             return open_checkpoint(folder)
-        except RequestError:
+        except DamagedCheckpoint:
             continue
     return None
 

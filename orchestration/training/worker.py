@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from orchestration.stages import write_atomically
 from orchestration.training.loop import Cadence, Diverged, Trainer, run
 from orchestration.training.recorder import Recorder, grid_columns, last_metrics, read_metrics
 from orchestration.training.state import (
+    UNFINISHED,
     TrainingState,
     check_provenance,
     initial_state,
@@ -121,16 +123,20 @@ class Session:
         self.judging = _cadence(every) if every else None
         self.judge: Judge | None = None
         self.recorder = Recorder(self.folder, self.state.images_seen) if self.first else None
-        self.drawn_at = self.judged_at = -1
+        self.drawn_at = -1
+        self.judged_at = _last_judged(self.folder) if self.first else -1
         self.clock, self.clock_images = time.perf_counter(), self.state.images_seen
         if self.state.images_seen == 0:
             self._draw_grid()
 
     def _resume(self) -> None:
         """Every rank restores the checkpoint that rank 0 found whole."""
+        self.saved_at = -1
         parent = self.folder / CHECKPOINTS
         chosen: list[str | None] = [None]
         if self.first:
+            for half_written in parent.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(half_written, ignore_errors=True)
             newest = newest_checkpoint(parent)
             chosen = [str(newest.folder) if newest else None]
         if self.ranks.size > 1:
@@ -139,6 +145,7 @@ class Session:
             checkpoint = open_checkpoint(Path(chosen[0]))
             check_provenance(checkpoint, self.job.prepared.provenance)
             restore(checkpoint, self.state)
+            self.saved_at = checkpoint.images_seen
 
     def after_iteration(self, before: int, after: int) -> None:
         """Record, draw, judge and save what is due between these numbers of images seen."""
@@ -157,18 +164,20 @@ class Session:
     def finish(self) -> None:
         """The last record, grid, verdict and checkpoint; a finished run that is run again adds nothing."""
         total = self.state.images_seen
-        if self.first and any(
+        recorded = self.first and any(
             line["images"] == total and "finished" in line["metrics"] for line in read_metrics(self.folder)
-        ):
-            return
-        self._log()
-        if self.drawn_at != total:
-            self._draw_grid()
-        if self.judged_at != total:
-            self._judge()
-        self._save()
-        if self.recorder:
-            self.recorder.metrics(total, {"finished": 1.0})
+        )
+        if not recorded:
+            self._log()
+            if self.drawn_at != total:
+                self._draw_grid()
+            if self.judged_at != total:
+                self._judge()
+            if self.saved_at != total:
+                self._save()
+            if self.recorder:
+                self.recorder.metrics(total, {"finished": 1.0})
+        # On every rank, always: Ray Train waits until all have reported.
         self._tell()
 
     def _log(self) -> None:
@@ -202,12 +211,23 @@ class Session:
         self.recorder.metrics(self.state.images_seen, {f"validation/{k}": v for k, v in verdict.figures.items()})
 
     def _save(self) -> None:
+        self.saved_at = self.state.images_seen
         if self.first:
             save_checkpoint(self.state, self.experiment, self.job.prepared.provenance, self.folder / CHECKPOINTS)
 
     def _tell(self) -> None:
         figures = last_metrics(read_metrics(self.folder)) if self.first else {}
         self.report({**figures, "kimg": self.state.kimg})
+
+
+def _last_judged(folder: Path) -> int:
+    """Images seen at the newest recorded verdict, -1 if there is none."""
+    judged = [
+        line["images"]
+        for line in read_metrics(folder)
+        if any(name.startswith("validation/") for name in line["metrics"])
+    ]
+    return max(judged, default=-1)
 
 
 def _cadence(kimg: float) -> Cadence:

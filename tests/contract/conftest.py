@@ -1,0 +1,26 @@
+"""The contract tests run over every registered system, a new one unasked."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from models.registry import system_names
+from tests.tiny import small_pretrained_nets
+
+
+@pytest.fixture(params=system_names())
+def system_name(request: pytest.FixtureRequest) -> str:
+    """Every registered system in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def alone_and_light() -> Iterator[None]:
+    """One thread, so that sums have one order; small stand-ins for pretrained nets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with small_pretrained_nets():
+        yield
+    torch.set_num_threads(before)

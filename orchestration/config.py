@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
@@ -128,6 +128,10 @@ class Experiment(Settings):
         return parse_experiment(values)
 
 
+LONGEST_SHOWN = 100
+"""Characters of a wrong value that a message repeats."""
+
+
 def parse_experiment(values: dict[str, Any]) -> Experiment:
     """An Experiment from JSON values; RequestError with one sentence for the first thing that is wrong."""
     try:
@@ -144,7 +148,10 @@ def first_problem(error: ValidationError) -> str:
     if not where:
         return message
     message = message[0].lower() + message[1:]
-    return f"{where}: {message}, not {problem['input']!r}"
+    if problem["type"] == "value_error":  # our own sentence names the value
+        return f"{where}: {message}"
+    shown = repr(problem["input"])
+    return f"{where}: {message}, not {shown if len(shown) <= LONGEST_SHOWN else shown[:LONGEST_SHOWN] + ' ...'}"
 
 
 def _container(settings: BaseModel, values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
@@ -154,18 +161,33 @@ def _container(settings: BaseModel, values: dict[str, Any], path: str) -> tuple[
     for depth, part in enumerate(parts):
         known = list(type(node).model_fields) if isinstance(node, BaseModel) else []
         if part not in known:
-            raise RequestError(_unknown_field(path, parts[:depth], part, known))
+            raise RequestError(_unknown_field(settings, path, parts[:depth], part, known))
         if depth < len(parts) - 1:
             values, node = values[part], getattr(node, part)
     return values, parts[-1]
 
 
-def _unknown_field(path: str, parents: list[str], part: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(part, known, n=3, cutoff=0.5) or known
-    prefix = "".join(f"{parent}." for parent in parents)
+def _unknown_field(settings: BaseModel, path: str, parents: list[str], part: str, known: list[str]) -> str:
     if not known:
         return f"there is no field {path!r}: {'.'.join(parents)} is a value and has no fields"
-    return f"there is no field {path!r}; near it: {', '.join(prefix + name for name in near)}"
+    prefix = "".join(f"{parent}." for parent in parents)
+    near = [prefix + name for name in difflib.get_close_matches(part, known, n=3, cutoff=0.5)]
+    if not near:
+        # The right name at the wrong place, such as kimg for training.kimg.
+        last = path.rpartition(".")[2]
+        leaves = list(_leaves(settings))
+        close = difflib.get_close_matches(last, {leaf.rpartition(".")[2] for leaf in leaves}, n=2, cutoff=0.75)
+        near = [leaf for name in close for leaf in leaves if leaf.rpartition(".")[2] == name]
+    return f"there is no field {path!r}; near it: {', '.join(near or [prefix + name for name in known])}"
+
+
+def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[str]:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def apply_assignments(experiment: Experiment, assignments: Iterable[str]) -> Experiment:

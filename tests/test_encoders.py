@@ -27,7 +27,7 @@ from models.encoders.image import (
     load_weights,
 )
 from models.encoders.text import OFFLINE_NAME, TextEncoder, TextEncoderSettings
-from tests.tiny_text import TINY_DIM, write_tiny_bert
+from tests.tiny_inputs import TINY_DIM, write_tiny_bert
 
 SHORT, LONG = "a red house", "the blue fish is in the sea, and a green house is on the grass"
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestration.cli import chosen_experiment
 from orchestration.tracking import Tracker
 from orchestration.training.recorder import read_metrics
 from orchestration.training.state import checkpoint_folders, open_checkpoint
@@ -62,9 +63,10 @@ def workers_of(home: Path) -> list[int]:
 
 def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
     """SIGKILL one of two workers: Ray Train goes on. SIGKILL the command: the same command goes on and finishes."""
-    command = ["train", "xmcgan_scenes32", "--workers", "2", "--json", *assignments(training__kimg=1.6, training__checkpoint_kimg=0.1)]
+    changes = assignments(training__kimg=1.6, training__checkpoint_kimg=0.1, training__seed=11)
+    command = ["train", "xmcgan_scenes32", "--workers", "2", "--json", *changes]
+    folder = home / "runs" / chosen_experiment("xmcgan_scenes32", None, changes[1::2], 2).run_name
     process = start(home, *command)
-    [folder] = wait_for(lambda: list((home / "runs").glob("xmcgan_scenes32-*")), process)
     checkpoints = folder / "checkpoints"
     wait_for(lambda: len(checkpoint_folders(checkpoints)) >= 1, process)
     os.kill(workers_of(home)[-1], signal.SIGKILL)
@@ -96,17 +98,14 @@ def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
 
 def test_divergence_is_a_sentence_and_not_retried(home: Path) -> None:
     """A hopeless learning rate ends with exit code 1 and a reason, in MLflow too."""
-    process = start(
-        home,
-        "train",
-        "xmcgan_scenes32",
-        *assignments(model__generator_optimizer__learning_rate=1e30, training__seed=5),
-    )
+    changes = assignments(model__generator_optimizer__learning_rate=1e30, training__seed=5)
+    process = start(home, "train", "xmcgan_scenes32", *changes)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert err.count("\n") == 1 and "Traceback" not in err and "gradient" in err and "nan" in err.lower() + out
-    [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.status == "FAILED"]
-    assert run.run_id
+    name = chosen_experiment("xmcgan_scenes32", None, changes[1::2], None).run_name
+    [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == name]
+    assert run.status == "FAILED"
 
 
 def test_photographs_of_coco(home: Path, shared_data: Path) -> None:

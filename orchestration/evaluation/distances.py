@@ -25,18 +25,22 @@ class Distances:
 
 
 @torch.inference_mode()
-def distances(net: nn.Module, real: Iterable[Tensor], fake: Iterable[Tensor], seed: int = 0) -> Distances:
-    """Distances between two streams of uint8 pictures (B,3,H,W) in the features of `net`, B pictures to (B,F).
+def features_of(net: nn.Module, pictures: Iterable[Tensor]) -> Tensor:
+    """Features (N,F) of a stream of uint8 pictures (B,3,H,W)."""
+    return torch.cat([net(portion) for portion in pictures])
+
+
+@torch.inference_mode()
+def distances(real: Tensor, fake: Tensor, seed: int = 0) -> Distances:
+    """Distances between the features (N,F) and (M,F) of two sets of pictures.
 
     At least four pictures on each side. KID's subsets are drawn with the seed. With fewer pictures than features the
     covariance is singular and FID is biased upwards: compare equal counts only.
     """
-    real_features = torch.cat([net(pictures) for pictures in real]).double()
-    fake_features = torch.cat([net(pictures) for pictures in fake]).double()
-    counts = (len(real_features), len(fake_features))
+    counts = (len(real), len(fake))
     # The metrics take features as they are, so that pictures pass through the net once.
     given = nn.Identity()
-    given.num_features = real_features.shape[1]  # type: ignore[assignment]
+    given.num_features = real.shape[1]  # type: ignore[assignment]
     # No syncing: inside a training group these metrics would wait for ranks that do not judge.
     alone: dict[str, Any] = {"feature": given, "sync_on_compute": False}
     fid = FrechetInceptionDistance(**alone)
@@ -44,8 +48,8 @@ def distances(net: nn.Module, real: Iterable[Tensor], fake: Iterable[Tensor], se
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
         kid = KernelInceptionDistance(subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, min(counts) // 2), **alone)
     for metric in (fid, kid):
-        metric.update(real_features, real=True)
-        metric.update(fake_features, real=False)
+        metric.update(real.double(), real=True)
+        metric.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kid_mean, kid_std = kid.compute()

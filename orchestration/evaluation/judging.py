@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions
 from orchestration.data.sampler import derive_seed
 from orchestration.errors import RequestError
-from orchestration.evaluation.distances import distances, to_bytes
+from orchestration.evaluation.distances import distances, features_of, to_bytes
 from orchestration.evaluation.scenes_net import ATTRIBUTES, ScenesNet, load_judge
 from orchestration.preparation import PreparedSplit
 
@@ -51,17 +52,21 @@ class Judge:
 
     def __call__(self, draw: Draw) -> Verdict:
         """Draw one picture a caption and judge them all."""
-        fakes = [to_bytes(draw(text, seeds)).cpu() for text, seeds in self._portions()]
-        reals = (to_bytes(self.data.images(items)) for items in _split(self.items))
-        found = distances(self.net, reals, fakes)
+        fake = features_of(self.net, (to_bytes(draw(text, seeds)).cpu() for text, seeds in self._portions()))
+        found = distances(self._real, fake)
         figures = {
             f"fid/{self.protocol}": found.fid,
             f"kid/{self.protocol}": found.kid,
             f"kid_std/{self.protocol}": found.kid_std,
         }
         if isinstance(self.net, ScenesNet):
-            figures |= self._accuracy(self.net, fakes)
+            figures |= self._accuracy(self.net, fake)
         return Verdict(self.protocol, figures, len(self.items))
+
+    @cached_property
+    def _real(self) -> Tensor:
+        """Features of the real pictures: the same for every verdict."""
+        return features_of(self.net, (to_bytes(self.data.images(items)) for items in _split(self.items)))
 
     def _portions(self) -> Iterator[tuple[TextFeatures, list[int]]]:
         for start in range(0, len(self.items), DRAW_BATCH):
@@ -69,13 +74,13 @@ class Judge:
             yield self.data.captions.take(captions), self.seeds[start : start + DRAW_BATCH]
 
     @torch.inference_mode()
-    def _accuracy(self, net: ScenesNet, fakes: list[Tensor]) -> dict[str, float]:
+    def _accuracy(self, net: ScenesNet, features: Tensor) -> dict[str, float]:
         """Share of pictures that show what their caption names, what another picture's caption names, and chance."""
-        logits = [net.logits(net(pictures)) for pictures in fakes]
+        logits = net.logits(features)
         image_ids = self.data.pictures.image_ids[self.items]
         figures = {}
         for place, name in enumerate(ATTRIBUTES):
-            seen = torch.cat([part[name] for part in logits]).argmax(1)
+            seen = logits[name].argmax(1)
             shown = np.array([net.classes[name][index] for index in seen.tolist()])
             named = np.array([self.labels[str(image_id)][place] for image_id in image_ids])
             figures[f"accuracy/{name}"] = float((shown == named).mean())

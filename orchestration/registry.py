@@ -3,6 +3,7 @@
 Only `MlflowClient` is used, never the fluent interface, which keeps state per thread and starts runs nobody asked for.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -128,6 +129,8 @@ class Connection:
                 _reach_database(self._uri)
             from mlflow.tracking import MlflowClient
 
+            # Its notes on migrating tables would stand among a command's own sentences.
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
             return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
     def _locked(self, what: str) -> FileLock:

@@ -294,6 +294,18 @@ class TestJudge:
         assert first.seeds == second.seeds
         assert len(set(first.seeds)) == SAMPLES
 
+    def test_each_picture_passes_through_the_net_once(
+        self, prepared: tuple[PreparedSplit, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fresh = Judge("scenes-net", *prepared, samples=32, seed=1)
+        passed: list[int] = []
+        fresh.net.register_forward_hook(lambda net, given, features: passed.append(len(features)))
+        fresh(Gallery(fresh))
+        assert sum(passed) == 64
+        fresh(Gallery(fresh, blurred))
+        # The real pictures are known by now.
+        assert sum(passed) == 96
+
     def test_portions_change_nothing(self, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
         whole, pieces = Gallery(judge, blurred), Gallery(judge, blurred)
         expected = judge(whole)

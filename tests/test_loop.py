@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.blocks.norm import BatchStatistics
-from models.contract import AverageSettings, Batch
+from models.contract import AverageSettings, Batch, StepContext
 from models.parallel import OneRank
 from orchestration.training.loop import Cadence, Diverged, RunningMeans, Trainer, run
 from orchestration.training.recorder import METRICS, Recorder, last_metrics, read_metrics
@@ -82,15 +82,27 @@ def test_the_moving_average(warm_up: bool, buffers: str) -> None:
 
 
 def test_gradients_of_micro_batches_are_averaged() -> None:
-    """Two pieces of 8 give the mean of their gradients, whatever each piece's own statistics are."""
-    experiment = tiny_experiment("xmcgan", training__micro_batches=2, model__discriminator_steps=1)
-    trainer = tiny_trainer(experiment)
-    assert [len(batch.image_ids) for batch in trainer._micro_batches()] == [8, 8]
-    ids = torch.cat([batch.image_ids for batch in trainer._micro_batches()])
-    assert ids.equal(trainer.stream.batch(0, 16).image_ids)
-    trainer.iteration()
-    assert trainer.state.images_seen == 16
-    assert len([name for name, _ in terms_of(trainer) if name == "discriminator/hinge"]) == 2
+    """Two pieces of 8 give the mean of their gradients; each piece has its own statistics and negatives."""
+    changes: dict[str, object] = {"training__micro_batches": 2, "model__step_order": "paper"}
+    trainer = tiny_trainer(tiny_experiment("xmcgan", **changes))
+    batches = trainer._micro_batches()
+    assert [len(batch.image_ids) for batch in batches] == [8, 8]
+    assert torch.cat([batch.image_ids for batch in batches]).equal(trainer.stream.batch(0, 16).image_ids)
+    [name], nets = trainer.phases[0].trains, trainer.state.nets
+    parameters = list(nets[name].parameters())
+    state = {key: value.clone() for key, value in nets[name].state_dict().items()}
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    for micro, batch in enumerate(batches):
+        context = StepContext(trainer.ranks, trainer._noise(0, micro, 8))
+        loss = trainer.phases[0].losses(nets, batch, context)[name].loss
+        for total, gradient in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
+            total += gradient
+    nets[name].load_state_dict(state)
+    trainer._step(0, trainer.phases[0], batches)
+    optimizer = trainer.state.optimizers[name]
+    for parameter, total in zip(parameters, sums, strict=True):
+        moment = (1 - optimizer.defaults["betas"][0]) * total / 2
+        torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], moment, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_depends_on_phase_progress_and_micro_batch() -> None:

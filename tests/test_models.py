@@ -1,4 +1,4 @@
-"""Blocks, losses and nets against their own mathematics, written a second time and slowly. Parity is in tests/parity."""
+"""Blocks, losses and nets against their own mathematics, written again and slowly. Parity is in tests/parity."""
 
 import math
 from collections.abc import Iterator

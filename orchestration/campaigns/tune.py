@@ -19,7 +19,7 @@ from orchestration.home import Home, exclusive
 from orchestration.preparation import Preparation, Prepared
 from orchestration.stages import Progress, quiet, short_hash, write_atomically
 from orchestration.tracking import Mirror, Tracker
-from orchestration.training.launch import EXPERIMENT_FILE, fit, run_tags
+from orchestration.training.launch import EXPERIMENT_FILE, checkpoint_tags, fit, run_tags
 from orchestration.training.recorder import read_metrics
 from orchestration.training.state import newest_checkpoint
 from orchestration.training.worker import CHECKPOINTS, Job, read_outcome, share_of_cores, train_worker
@@ -365,6 +365,9 @@ def _collect(name: str, folder: Path, parent: str, objective: str, base: Experim
         with suppress(RunError):
             assert result.run_id is not None
             tracker.mirror(result.run_id, trial_folder)
+            checkpoint = newest_checkpoint(trial_folder / CHECKPOINTS)
+            if checkpoint is not None:
+                tracker.log_tags(result.run_id, checkpoint_tags(checkpoint))
             tracker.finish(result.run_id, status, result.reason or None)  # type: ignore[arg-type]
     return Campaign(name, str(folder), parent, objective, trials)
 

@@ -59,8 +59,6 @@ def train(
 
 def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
     """What a run in MLflow is found by."""
-    pretrained = getattr(experiment.model, "pretrained", None)
-    uses = getattr(experiment.model, "uses_pretrained", False)
     return {
         "t2i.recipe": experiment.recipe,
         "t2i.system": experiment.system,
@@ -68,9 +66,20 @@ def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
         "t2i.data": experiment.data.source,
         "t2i.data_digest": prepared.provenance.data_digest,
         "t2i.text_digest": prepared.provenance.text_digest,
-        "t2i.pretrained_features": pretrained.name if pretrained is not None and uses else "none",
+        "t2i.pretrained_features": pretrained_features(experiment),
         "t2i.protocol": prepared.protocol,
     }
+
+
+def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
+    """Where a run's checkpoint is and what it is; its files are uploaded when it is registered."""
+    return {"t2i.checkpoint": str(checkpoint.folder), "t2i.checkpoint_digest": checkpoint.digest}
+
+
+def pretrained_features(experiment: Experiment) -> str:
+    """The pretrained image net in the loss, "none" if there is none: part of every result."""
+    uses = getattr(experiment.model, "uses_pretrained", False)
+    return str(experiment.model.pretrained.name) if uses else "none"  # type: ignore[attr-defined]
 
 
 def _train(
@@ -105,6 +114,7 @@ def _train(
             "change what made it fail, or repeat the command to go on from there"
         )
     with suppress(RunError):
+        tracker.log_tags(run_id, checkpoint_tags(checkpoint))
         tracker.finish(run_id, "FINISHED")
     return FinishedRun(folder, run_id, checkpoint, last_metrics(read_metrics(folder)))
 

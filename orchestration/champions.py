@@ -45,14 +45,15 @@ def evaluate(
     protocol = choose_protocol(experiment, dataset)
     if protocol == "none":
         raise RequestError("evaluation.protocol is none: name one, such as efficientnet-lite0")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = Judge(
         protocol,
         preparation.split(dataset),
         preparation.judge(protocol),
         samples or experiment.evaluation.samples,
         experiment.evaluation.seed,
+        device,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     verdicts: list[Verdict] = []
     for nets in (initial_state(experiment, device).sampling_nets(), load_for_sampling(checkpoint, device)):
         progress("judging", len(verdicts), 2)

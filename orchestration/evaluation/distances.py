@@ -26,8 +26,9 @@ class Distances:
 
 @torch.inference_mode()
 def features_of(net: nn.Module, pictures: Iterable[Tensor]) -> Tensor:
-    """Features (N,F) of a stream of uint8 pictures (B,3,H,W)."""
-    return torch.cat([net(portion) for portion in pictures])
+    """Features (N,F), on the CPU, of a stream of uint8 pictures (B,3,H,W), computed where the net is."""
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    return torch.cat([net(portion.to(device)).cpu() for portion in pictures])
 
 
 @torch.inference_mode()

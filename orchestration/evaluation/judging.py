@@ -21,6 +21,7 @@ from orchestration.evaluation.distances import distances, features_of, to_bytes
 from orchestration.evaluation.scenes_net import ATTRIBUTES, ScenesNet, load_judge
 from orchestration.preparation import PreparedSplit
 
+CPU = torch.device("cpu")
 DRAW_BATCH = 50
 NOISE_STREAM = 200
 
@@ -40,10 +41,19 @@ class Verdict:
 class Judge:
     """One protocol on one held-out split; real pictures are those the captions belong to."""
 
-    def __init__(self, protocol: str, split: PreparedSplit, judge: str | None, samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        split: PreparedSplit,
+        judge: str | None,
+        samples: int,
+        seed: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.protocol, self.seed = protocol, seed
         self.data: CaptionedPictures = split.open()
-        self.net = _feature_net(protocol, judge)
+        self.device = device
+        self.net = _feature_net(protocol, judge).to(device)
         self.items, self.captions = held_out_captions(self.data.captions, samples, seed)
         self.seeds = [derive_seed(seed, NOISE_STREAM, index) for index in range(samples)]
         self.labels: dict[str, list[str]] = (
@@ -76,7 +86,7 @@ class Judge:
     @torch.inference_mode()
     def _accuracy(self, net: ScenesNet, features: Tensor) -> dict[str, float]:
         """Share of pictures that show what their caption names, what another picture's caption names, and chance."""
-        logits = net.logits(features)
+        logits = net.logits(features.to(self.device))
         image_ids = self.data.pictures.image_ids[self.items]
         figures = {}
         for place, name in enumerate(ATTRIBUTES):

@@ -194,6 +194,6 @@ def _check_slots(ray: Any, workers: int, use_gpu: bool) -> None:
     kind = "GPU" if use_gpu else "CPU"
     if have.get(kind, 0) < workers:
         raise RequestError(
-            f"{workers} workers need {workers} {kind}s and the cluster has {have.get(kind, 0):.0f}: lower --workers or "
+            f"--workers {workers}: each needs a {kind} and the cluster has {have.get(kind, 0):.0f}: lower --workers or "
             "add machines"
         )

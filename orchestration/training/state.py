@@ -5,8 +5,8 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,8 +142,9 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"kimg-{state.kimg:010.3f}"
-    working = Path(tempfile.mkdtemp(dir=parent, prefix=UNFINISHED))
+    working = parent / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
     try:
+        working.mkdir()
         for name, net in state.nets.items():
             if name in state.optimizers:
                 _save(working / f"{name}.safetensors", net.state_dict())

@@ -206,7 +206,9 @@ class Session:
             return
         settings, prepared = self.experiment.evaluation, self.job.prepared
         if self.judge is None:
-            self.judge = Judge(prepared.protocol, prepared.validation, prepared.judge, settings.samples, settings.seed)
+            self.judge = Judge(
+                prepared.protocol, prepared.validation, prepared.judge, settings.samples, settings.seed, self.device
+            )
         verdict = self.judge(drawer(self.experiment, self.state.sampling_nets(), self.device))
         self.recorder.metrics(self.state.images_seen, {f"validation/{k}": v for k, v in verdict.figures.items()})
 

@@ -1,9 +1,13 @@
 """Fixtures that more than one test module uses."""
 
 import os
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
+
+from orchestration.tracking import Tracker
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,34 @@ def shared_data() -> Path:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One state folder for every test that trains: its stages are computed once."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables: making them takes longer than any test here."""
+    tracker = Tracker(tmp_path_factory.mktemp("template"))
+    tracker.run_summaries("none")
+    return tracker.home / "mlflow.db"
+
+
+@pytest.fixture
+def tracker(migrated: Path, tmp_path: Path) -> Tracker:
+    home = tmp_path / "a home"
+    home.mkdir()
+    shutil.copy(migrated, home)
+    return Tracker(home)
+
+
+@pytest.fixture(scope="module")
+def shared_tracker(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    home = tmp_path_factory.mktemp("shared")
+    shutil.copy(migrated, home)
+    return Tracker(home)
+
+
+@pytest.fixture
+def closed_uri() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    return f"http://127.0.0.1:{port}"

@@ -1,13 +1,13 @@
 """The training loop: it knows phases and nothing of any paper. Read it from top to bottom."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.contract import Batch, Phase, StepContext
 from models.parallel import Ranks
@@ -179,10 +179,3 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractCont
     if not wanted:
         return nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
-
-
-def named_parameters(nets: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter of every net, by net.name."""
-    for net_name, net in nets.items():
-        for name, parameter in net.named_parameters():
-            yield f"{net_name}.{name}", parameter

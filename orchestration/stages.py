@@ -63,6 +63,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file under a folder, by relative path: what a manifest says of them."""
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """`path` holds all of `data` or what it held before."""
     temporary = hidden_sibling(path)
@@ -103,11 +112,7 @@ def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
         try:
             working.mkdir()
             stage.run(working, progress)
-            files = {
-                str(path.relative_to(working)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-                for path in sorted(working.rglob("*"))
-                if path.is_file()
-            }
+            files = list_files(working)
             manifest = {
                 "name": stage.name,
                 "version": stage.version,

@@ -22,9 +22,10 @@ from typing import Annotated, Any
 
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter
 
+from orchestration.data.json_files import Id, read_json
 from orchestration.data.localized_narratives import read_narratives
 from orchestration.data.records import Caption, ImageRecord, Instance
-from orchestration.data.visual_genome import Id, read_json, read_scene_graphs
+from orchestration.data.visual_genome import read_scene_graphs
 from orchestration.errors import RequestError
 
 _CAPTIONS_NAME = re.compile(r"captions_(train|val|test)(2014|2017)\.json")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from orchestration.data.json_files import Id, first_fault
 from orchestration.data.records import Narrative, Utterance
-from orchestration.data.visual_genome import Id, first_fault
 from orchestration.errors import RequestError
 
 # Open Images ids are 16 hexadecimal digits, some of them all decimal; every numeric id is shorter.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestration.data.json_files import Id, first_fault
 from orchestration.data.records import Dataset
-from orchestration.data.visual_genome import Id, first_fault
 from orchestration.errors import RequestError, RunError
 
 RESIZE_RULE = "squash-bilinear-pillow"

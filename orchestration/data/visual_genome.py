@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FailFast, FiniteFloat, TypeAdapter
 
+from orchestration.data.json_files import Id, read_json
 from orchestration.data.records import SceneGraph, SceneObject
 from orchestration.errors import RequestError
-
-T = TypeVar("T")
-Id = Annotated[int, Field(ge=0, lt=2**63)]  # ids become int64 tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +40,6 @@ class _Graph:
 
 
 _GRAPHS = TypeAdapter(Annotated[list[_Graph], FailFast()])
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing wrong with a JSON text, as a clause: line and column, or the field and its fault."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    if fault["type"] == "json_invalid":
-        return f"it is not whole JSON ({fault['ctx']['error']})"
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
-    field = "".join(steps).lstrip(".") or "the whole of it"
-    if fault["type"] == "missing":
-        return f"{field} is missing"
-    return f"{field}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-
-
-def read_json(file: Path, layout: TypeAdapter[T], what: str) -> T:
-    """Read one JSON file of a known layout; `what` names the layout, e.g. "COCO captions".
-
-    Raises RequestError when the file cannot be read, is no whole JSON, or has another layout.
-    """
-    try:
-        return layout.validate_json(file.read_bytes(), strict=True)
-    except OSError as error:
-        raise RequestError(f"{file} cannot be read ({error.strerror}); check that it is there and readable.") from error
-    except ValidationError as error:
-        raise RequestError(
-            f"{file} cannot be used as {what}: {first_fault(error)}; fetch the file again or mend it at that place."
-        ) from error
 
 
 def read_scene_graphs(path: Path) -> Mapping[int, SceneGraph]:

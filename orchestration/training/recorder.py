@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from orchestration.evaluation.distances import to_bytes
 from orchestration.stages import write_atomically
-from orchestration.training.state import timestamp
 
 METRICS, PICTURES = "metrics.jsonl", "pictures"
 
@@ -27,24 +27,29 @@ class MetricsLine(TypedDict):
 
 
 class Recorder:
-    """Appends to a run folder. `resume_at` forgets what was recorded after that many images: it will come again."""
+    """Appends to a run folder. `resume_at` forgets what was recorded after that many images: it will come again.
+
+    latest: the newest value of each metric, so that nobody has to read the growing file again.
+    """
 
     def __init__(self, folder: Path, resume_at: int) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(folder) if line["images"] <= resume_at]
         write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        self.latest = last_metrics(kept)
 
     def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, on disk when this returns."""
         line: MetricsLine = {
             "images": images_seen,
             "kimg": images_seen / 1000,
-            "time": timestamp(),
+            "time": time.time(),
             "metrics": dict(values),
         }
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self.latest.update(values)
 
     def picture(self, images_seen: int, pictures: Tensor, columns: int) -> Path:
         """A grid of pictures (B,3,H,W) in [-1, 1]."""

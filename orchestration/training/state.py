@@ -1,11 +1,11 @@
 """Everything that training changes, and its exact copy on disk."""
 
+import copy
 import hashlib
 import json
 import os
 import platform
 import shutil
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from models.contract import AdamSettings, AverageSettings, System
 from models.encoders.image import WeightsMissing
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.stages import file_sha256, write_atomically
+from orchestration.stages import file_sha256, list_files, write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -68,17 +68,13 @@ def initial_state(experiment: Experiment, device: torch.device) -> TrainingState
     """The state before the first step: a function of the experiment alone."""
     system: System[Any] = experiment.get_system()
     nets = {name: net.to(device) for name, net in build_nets(experiment).items()}
-    averages = {name: _frozen_copy(experiment, name, nets[name]) for name in system.averages(experiment.model)}
+    averages = {
+        name: copy.deepcopy(nets[name]).requires_grad_(False).eval() for name in system.averages(experiment.model)
+    }
     optimizers = {name: _adam(nets[name], settings) for name, settings in system.optimizers(experiment.model).items()}
     for net in nets.values():
         net.train()
     return TrainingState(nets, averages, optimizers, averaged=dict.fromkeys(averages, 0))
-
-
-def _frozen_copy(experiment: Experiment, name: str, net: nn.Module) -> nn.Module:
-    copy = build_nets(experiment)[name]
-    copy.load_state_dict(net.state_dict())
-    return copy.to(next(net.parameters()).device).requires_grad_(False).eval()
 
 
 def _adam(net: nn.Module, settings: AdamSettings) -> torch.optim.Adam:
@@ -162,10 +158,7 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
             "random": {"kind": "stateless", "seed": experiment.training.seed, "images_seen": state.images_seen},
             "provenance": {"data_digest": provenance.data_digest, "text_digest": provenance.text_digest},
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-                for path in sorted(working.iterdir())
-            },
+            "files": list_files(working),
         }
         manifest["manifest_sha256"] = _manifest_digest(manifest)
         write_atomically(working / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
@@ -316,8 +309,3 @@ def load_for_sampling(checkpoint: Checkpoint, device: torch.device) -> dict[str,
         net.load_state_dict(load_file(checkpoint.folder / f"average_{name}.safetensors"))
         loaded[name] = net.requires_grad_(False).eval()
     return loaded
-
-
-def timestamp() -> float:
-    """Seconds since 1970, for records only: nothing computed depends on it."""
-    return time.time()

@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
+from models.contract import TextFeatures
 from models.parallel import Ranks, current_ranks
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
@@ -21,7 +22,7 @@ from orchestration.evaluation.judging import Judge, drawer
 from orchestration.preparation import Prepared
 from orchestration.stages import write_atomically
 from orchestration.training.loop import Cadence, Diverged, Trainer, run
-from orchestration.training.recorder import Recorder, grid_columns, last_metrics, read_metrics
+from orchestration.training.recorder import Recorder, grid_columns, read_metrics
 from orchestration.training.state import (
     UNFINISHED,
     TrainingState,
@@ -194,11 +195,16 @@ class Session:
         self.drawn_at = self.state.images_seen
         if not self.recorder:
             return
+        draw = drawer(self.experiment, self.state.sampling_nets(), self.device)
+        pictures = draw(self._grid_text, [GRID_SEED + index for index in range(GRID_PICTURES)])
+        self.recorder.picture(self.state.images_seen, pictures, grid_columns(GRID_PICTURES))
+
+    @cached_property
+    def _grid_text(self) -> TextFeatures:
+        """Features of the grid's captions: the same for every grid."""
         captions = self.job.prepared.validation.open().captions
         _, chosen = held_out_captions(captions, GRID_PICTURES, GRID_SEED)
-        draw = drawer(self.experiment, self.state.sampling_nets(), self.device)
-        pictures = draw(captions.take(np.asarray(chosen)), [GRID_SEED + index for index in range(GRID_PICTURES)])
-        self.recorder.picture(self.state.images_seen, pictures, grid_columns(GRID_PICTURES))
+        return captions.take(chosen)
 
     def _judge(self) -> None:
         self.judged_at = self.state.images_seen
@@ -218,7 +224,7 @@ class Session:
             save_checkpoint(self.state, self.experiment, self.job.prepared.provenance, self.folder / CHECKPOINTS)
 
     def _tell(self) -> None:
-        figures = last_metrics(read_metrics(self.folder)) if self.first else {}
+        figures = self.recorder.latest if self.recorder else {}
         self.report({**figures, "kimg": self.state.kimg})
 
 

@@ -41,10 +41,23 @@ class TextFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """B captions as word indices.
+
+    ids: (B,T) int64, 0 at and after `lengths`; lengths: (B,) int64, at least 1; vocabulary: digest of the vocabulary
+    whose indices they are.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    vocabulary: str
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a data set can carry; what it lacks is None.
 
-    image_ids: (B,) int64; images: (B,3,H,W) in [-1, 1].
+    image_ids: (B,) int64; images: (B,3,H,W) in [-1, 1], or normalised as the system's transform says.
     """
 
     image_ids: Tensor
@@ -148,6 +161,8 @@ class System(Protocol[ConfigT]):
     """Frozen settings; defaults are the published model's, each with its source."""
     needs: frozenset[str]
     """What the data must carry: "images", "captions"."""
+    transform: str
+    """How the paper made its pictures ready, e.g. "xmcgan": a name in `orchestration.data.transforms`."""
 
     def build(self, config: ConfigT) -> dict[str, nn.Module]:
         """Every net by name, trained and frozen; works under `torch.device("meta")`."""

@@ -42,7 +42,7 @@ def evaluate(
     # Other data may be judged, another text encoder would only seem to work.
     check_provenance(checkpoint, Provenance(checkpoint.provenance.data_digest, preparation.encoder.digest))
     dataset = preparation.dataset(split or experiment.data.test_split)
-    protocol = choose_protocol(experiment, dataset)
+    protocol = choose_protocol(experiment)
     if protocol == "none":
         raise RequestError("evaluation.protocol is none: name one, such as efficientnet-lite0")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,6 +53,7 @@ def evaluate(
         samples or experiment.evaluation.samples,
         experiment.evaluation.seed,
         device,
+        experiment.evaluation.real,
     )
     verdicts: list[Verdict] = []
     for nets in (initial_state(experiment, device).sampling_nets(), load_for_sampling(checkpoint, device)):

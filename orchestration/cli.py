@@ -6,18 +6,16 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from orchestration import data_commands
+from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home, find_home
-from orchestration.options import kimg_option, number, repeatable, shared_options, takes_experiment
-
-Result = dict[str, Any]
+from orchestration.options import kimg_option, number, repeatable, takes_experiment
 
 # Before any library that reads them is imported.
 ENVIRONMENT = {
@@ -28,58 +26,6 @@ ENVIRONMENT = {
 }
 STORY = "t2i-failure.txt"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class App:
-    """What every command shares: where state lives, which MLflow, and how to speak."""
-
-    def __init__(self, home: Home, mlflow_uri: str | None, as_json: bool) -> None:
-        self._home, self.mlflow_uri, self.as_json = home, mlflow_uri, as_json
-
-    @property
-    def home(self) -> Home:
-        """Where state lives. Raises RequestError when nothing can be written there."""
-        folder = next(path for path in (self._home.root, *self._home.root.parents) if os.access(path, os.F_OK))
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            reason = "cannot be written to" if folder.is_dir() else "is not a folder"
-            raise RequestError(
-                f"home {self._home.root} cannot be used ({folder} {reason}): name another with --home or T2I_HOME"
-            )
-        return self._home
-
-    def tracker(self) -> Any:
-        """The MLflow tracker of this home."""
-        from orchestration.tracking import Tracker
-
-        return Tracker(self.home.root, self.mlflow_uri)
-
-    def progress(self) -> Any:
-        """Bars when a person is watching."""
-        from orchestration.progress import default_progress
-
-        return default_progress()
-
-    def say(self, line: str) -> None:
-        """One line for a person; standard output is left to results when it is JSON."""
-        click.echo(line, err=self.as_json)
-
-
-def command(group: click.Group, name: str) -> Callable[[Callable[..., Result | None]], click.Command]:
-    """A command with the shared options; what it returns is printed, as JSON with --json."""
-
-    def decorate(function: Callable[..., Result | None]) -> click.Command:
-        def run(home: str | None, mlflow_uri: str | None, as_json: bool, **options: Any) -> None:
-            app = App(find_home(home), mlflow_uri, as_json)
-            result = function(app, **options)
-            if result is not None and as_json:
-                click.echo(json.dumps(result, sort_keys=True))
-
-        update_wrapper(run, function)
-        made = group.command(name, context_settings={"max_content_width": 110})(run)
-        made.params += shared_options()
-        return made
-
-    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -405,43 +351,7 @@ def models(app: App, system: str | None) -> Result:
     return result
 
 
-@command(cli, "data")
-@click.argument("source")
-@click.option("--split", default="train", show_default=True, metavar="SPLIT", help="train, val or test.")
-@click.option("--sheet", type=click.Path(dir_okay=False), help="Draw the first 18 pictures and captions to this PNG.")
-def data(app: App, source: str, split: str, sheet: str | None) -> Result:
-    """Read and check a data set, and say what it carries.
-
-    SOURCE is scenes[:options], which is generated once into HOME/data, or coco:PATH with a folder in COCO's layout.
-    Options of scenes are size (pixels), things, colours, backgrounds, objects (most in a picture), train, val, test
-    (pictures of each split) and seed.
-
-    \b
-    Examples:
-      t2i data scenes:size=64,things=8 --sheet scenes.png
-      t2i data coco:PATH --split val
-    """
-    from orchestration.data.sources import SCENES, open_source, parse_source
-    from orchestration.listing import draw_sheet
-
-    progress = app.progress()
-    # Only scenes are written; photographs can be looked at from a folder that cannot be written to.
-    root = app.home.root if parse_source(source).kind == SCENES else Path()
-    dataset = open_source(source, split, root, lambda done, total: progress("drawing scenes", done, total))
-    captions = sum(len(record.captions or ()) for record in dataset.records)
-    app.say(f"{source} ({split}): {len(dataset.records)} pictures, {captions} captions")
-    app.say(f"carries {', '.join(sorted(dataset.carries))}; digest {dataset.digest[:16]}")
-    if sheet:
-        draw_sheet(dataset, Path(sheet))
-        app.say(f"drew {sheet}")
-    return {
-        "source": source,
-        "split": split,
-        "pictures": len(dataset.records),
-        "captions": captions,
-        "carries": sorted(dataset.carries),
-        "digest": dataset.digest,
-    }
+cli.add_command(data_commands.data)
 
 
 def main() -> NoReturn:

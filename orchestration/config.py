@@ -21,7 +21,12 @@ class DataSettings(Settings):
     train_split: str = Field("train", description="split that is trained on")
     validation_split: str = Field("val", description="split whose captions choose between trials")
     test_split: str = Field("test", description="split whose captions give the reported numbers")
-    flip: bool = Field(True, description="random horizontal flips (XMC-GAN's released pipeline)")
+    transform: str = Field(
+        "auto",
+        description="how pictures are cut, resized and normalised: xmcgan, attngan, sg2im or spade, each as its paper's "
+        "released pipeline; auto: the system's own",
+    )
+    flip: bool | None = Field(None, description="random horizontal flips; none: as the transform was published")
 
 
 class TrainingSettings(Settings):
@@ -56,6 +61,11 @@ class EvaluationSettings(Settings):
     every_kimg: float | None = Field(None, gt=0, description="judge this often; none: at the end only")
     samples: int = Field(500, ge=16, description="held-out captions drawn")
     seed: int = Field(1234, ge=0, lt=2**31, description="of the captions and the noise")
+    real: Literal["still", "drawn"] = Field(
+        "still",
+        description="real pictures that are judged against: still: their centre; drawn: cut and flipped at random as "
+        "in training (the released code of XMC-GAN and AttnGAN)",
+    )
 
 
 class ResourceSettings(Settings):
@@ -64,6 +74,11 @@ class ResourceSettings(Settings):
     workers: int = Field(1, ge=1, description="Ray Train workers")
     use_gpu: bool | None = Field(None, description="one GPU a worker; none: if the cluster has any")
     threads: int | None = Field(None, ge=1, description="CPU threads a worker; none: its share of the cores")
+    pictures: Literal["auto", "raw", "png", "none"] = Field(
+        "auto",
+        description="how prepared pictures are kept: raw bytes, png (lossless), or none: the published files are "
+        "decoded at each access; auto: raw up to 2 GiB, else png. The pixels are the same",
+    )
     compile: bool = Field(False, description="torch.compile the nets")
     max_failures: int = Field(2, ge=0, description="worker failures after which Ray Train gives up")
 

@@ -1,28 +1,23 @@
-"""What `t2i models` and `t2i data` show."""
+"""What `t2i models` and `t2i data list` show."""
 
 import difflib
 import inspect
 import json
 import textwrap
-from itertools import islice
-from pathlib import Path
 from typing import Any
-
-from PIL import Image, ImageDraw
 
 from models.contract import Settings
 from models.registry import get_system, system_names
 from orchestration.config import Experiment, describe_fields
-from orchestration.data.pictures import load_picture
-from orchestration.data.records import Dataset
+from orchestration.data.records import CONTENTS
+from orchestration.data.sources import FORMATS, SCENES
 from orchestration.errors import RequestError
 from orchestration.progress import Say
 from orchestration.recipes import RECIPES
-from orchestration.stages import write_atomically
-from orchestration.training.recorder import png_bytes
 from search_spaces.space import load_space
 
-TILE, CAPTION_HEIGHT, COLUMNS, ROWS = 192, 48, 6, 3
+# What `scenes` writes; a test reads some and compares.
+SCENES_CARRY = frozenset({"images", "captions", "boxes", "masks", "stuff", "graph", "narratives", "traces"})
 
 
 def list_systems(say: Say) -> dict[str, Any]:
@@ -86,25 +81,17 @@ def _model_fields(config: type[Settings]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def draw_sheet(dataset: Dataset, path: Path) -> None:
-    """The first pictures of a split, each with its first caption, as one PNG.
-
-    Raises RequestError for a picture that does not decode and a path that cannot be written.
-    """
-    records = list(islice(dataset.records, COLUMNS * ROWS))
-    rows = -(-len(records) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + CAPTION_HEIGHT)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, record in enumerate(records):
-        left, top = index % COLUMNS * TILE, index // COLUMNS * (TILE + CAPTION_HEIGHT)
-        pixels = load_picture(record.file, min(record.width, TILE - 4)).transpose(1, 2, 0)
-        tile = Image.fromarray(pixels).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
-        sheet.paste(tile, (left + 2, top + 2))
-        if record.captions:
-            caption = textwrap.fill(record.captions[0].text, 30, max_lines=3, placeholder=" ...")
-            pen.multiline_text((left + 4, top + TILE), caption, fill="black")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, png_bytes(sheet))
-    except OSError as error:
-        raise RequestError(f"the sheet cannot be written to {path} ({error.strerror}): name another file") from error
+def list_formats(say: Say) -> dict[str, Any]:
+    """Every kind of data with what a full release carries, and the systems whose needs that covers."""
+    kinds = {SCENES: ("Generated pictures of things on backgrounds", SCENES_CARRY)}
+    kinds |= {name: (known.title, known.carries) for name, known in FORMATS.items()}
+    formats = {}
+    for name, (title, carries) in kinds.items():
+        serves = [system for system in system_names() if get_system(system).needs <= carries]
+        carried = [content for content in CONTENTS if content in carries]
+        say(f"{name}{'[:options]' if name == SCENES else ':PATH'}  {title}")
+        say(textwrap.fill(f"carries {', '.join(carried)}", 100, initial_indent="  ", subsequent_indent="    "))
+        say(f"  serves {', '.join(serves) or 'no system yet'}")
+        formats[name] = {"title": title, "carries": carried, "serves": serves}
+    say("\nt2i data check FORMAT:PATH says what a folder really holds, and what is wrong with it.")
+    return {"formats": formats}

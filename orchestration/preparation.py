@@ -11,30 +11,37 @@ from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.features import VERSION as FEATURES_VERSION
 from orchestration.data.features import open_caption_features, write_caption_features
-from orchestration.data.pictures import open_pictures, prepare_pictures
+from orchestration.data.pictures import Pictures
 from orchestration.data.records import Dataset
-from orchestration.data.sources import open_source
+from orchestration.data.shard_form import Codec
+from orchestration.data.shards import ShardOptions, open_shards, write_shards
+from orchestration.data.sources import PREPARED, SCENES, open_source, parse_source, source_folder
+from orchestration.data.transforms import get_transform
 from orchestration.errors import RequestError
 from orchestration.home import Home
 from orchestration.stages import Progress, Stage, ensure, quiet
 from orchestration.training.state import Provenance
 
-PICTURES_VERSION = 1
+PICTURES_VERSION = 2
+# Up to so many bytes, reading raw pixels is worth more than a smaller folder.
+RAW_UP_TO = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSplit:
-    """Folders of one prepared split."""
+    """One prepared split, by path: the shards' folder, the published folder they were made from, the features."""
 
     pictures: str
+    root: str
     features: str
     labels: str | None = None
 
     def open(self) -> CaptionedPictures:
         """Memory-map it."""
-        return CaptionedPictures(
-            open_pictures(Path(self.pictures) / "pictures"), open_caption_features(Path(self.features))
-        )
+        shards = open_shards(Path(self.pictures), Path(self.root))
+        options = shards.options
+        pictures = Pictures(shards, get_transform(options.transform), options.size)
+        return CaptionedPictures(pictures, open_caption_features(Path(self.features)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class Preparation:
         """What training and its validation read. What is missing is said before the long work. Raises RequestError."""
         data = self.experiment.data
         train, validation = self.dataset(data.train_split), self.dataset(data.validation_split)
-        protocol = choose_protocol(self.experiment, train)
+        protocol = choose_protocol(self.experiment)
         require_weights(self.experiment)
         encoder = self.encoder
         return Prepared(
@@ -108,7 +115,7 @@ class Preparation:
         return str(ensure(judge_stage(self.experiment, self.home), self.home.stages, self.progress))
 
     def dataset(self, split: str) -> Dataset:
-        """One split, with everything the system needs. Raises RequestError."""
+        """One split: its images that have everything the system needs. Raises RequestError."""
         dataset = open_source(
             self.experiment.data.source,
             split,
@@ -116,32 +123,57 @@ class Preparation:
             lambda done, total: self.progress("drawing scenes", done, total),
         )
         require(self.experiment, dataset)
-        return dataset
+        return dataset.having(self.experiment.get_system().needs)
 
     def split(self, dataset: Dataset) -> PreparedSplit:
         """Pixels and text features of a split."""
-        resolution = self.experiment.get_system().resolution(self.experiment.model)
-
-        def write_pictures(folder: Path, progress: Progress) -> None:
-            prepare_pictures(
-                dataset, resolution, folder / "pictures", lambda done, total: progress("pictures", done, total)
-            )
-
-        pictures = Stage(
-            "pictures",
-            PICTURES_VERSION,
-            {"resolution": resolution, "split": dataset.split},
-            {"data": dataset.digest},
-            write_pictures,
-        )
         labels = None
-        if dataset.name == "scenes":
+        if parse_source(self.experiment.data.source).kind == SCENES:
             from orchestration.evaluation.scenes_net import labels_stage
 
             labels = str(ensure(labels_stage(dataset), self.home.stages, self.progress))
-        return PreparedSplit(
-            str(ensure(pictures, self.home.stages, self.progress)), str(self.features(dataset)), labels
-        )
+        return PreparedSplit(str(self.pictures(dataset)), str(dataset.root), str(self.features(dataset)), labels)
+
+    def pictures(self, dataset: Dataset) -> Path:
+        """The shards of a split: those that were prepared by hand, else a stage."""
+        options = self.shard_options(dataset)
+        source = self.experiment.data.source
+        if parse_source(source).kind == PREPARED:
+            folder = source_folder(source, self.home.root)[1] / dataset.split
+            made = open_shards(folder, dataset.root).options
+            if (made.transform, made.size) != (options.transform, options.size):
+                raise RequestError(
+                    f"{folder} was prepared by {made.transform} at {made.size} px, and {self.experiment.recipe} wants "
+                    f"{options.transform} at {options.size} px: prepare the data again with --transform "
+                    f"{options.transform} --size {options.size}."
+                )
+            return folder
+
+        def write(folder: Path, progress: Progress) -> None:
+            write_shards(
+                dataset, options, folder / "shards", progress=lambda done, total: progress("pictures", done, total)
+            )
+
+        settings = {
+            "transform": options.transform,
+            "size": options.size,
+            "codec": options.codec,
+            "split": dataset.split,
+        }
+        stage = Stage("pictures", PICTURES_VERSION, settings, {"data": dataset.digest}, write)
+        return ensure(stage, self.home.stages, self.progress) / "shards"
+
+    def shard_options(self, dataset: Dataset) -> ShardOptions:
+        """How this experiment's pictures are made ready and kept. Raises RequestError for an unknown transform."""
+        system = self.experiment.get_system()
+        wanted = self.experiment.data.transform
+        transform = get_transform(system.transform if wanted == "auto" else wanted)
+        size = system.resolution(self.experiment.model)
+        codec: Codec = "raw" if self.experiment.resources.pictures == "auto" else self.experiment.resources.pictures
+        if self.experiment.resources.pictures == "auto":
+            side = size * transform.margin
+            codec = "raw" if len(dataset.records) * 3 * side * side <= RAW_UP_TO else "png"
+        return ShardOptions(transform.name, size, codec)
 
     def features(self, dataset: Dataset) -> Path:
         """Text features of a split's captions."""
@@ -176,17 +208,18 @@ def require_weights(experiment: Experiment) -> None:
             raise RequestError(f"model.pretrained: {error}") from error
 
 
-def choose_protocol(experiment: Experiment, dataset: Dataset) -> str:
+def choose_protocol(experiment: Experiment) -> str:
     """The protocol that "auto" means for this data. Raises RequestError for one that cannot judge it."""
     wanted = experiment.evaluation.protocol
+    generated = parse_source(experiment.data.source).kind == SCENES
     if wanted == "auto":
-        wanted = "scenes-net" if dataset.name == "scenes" else "efficientnet-lite0"
+        wanted = "scenes-net" if generated else "efficientnet-lite0"
     if wanted == "efficientnet-lite0":
         try:
             find_weights(PretrainedImageSettings(name="efficientnet-lite0"))
         except WeightsMissing as error:
             raise RequestError(f"evaluation.protocol=efficientnet-lite0: {error}, or set it to none") from error
-    if wanted == "scenes-net" and dataset.name != "scenes":
+    if wanted == "scenes-net" and not generated:
         raise RequestError(
             f"evaluation.protocol=scenes-net judges generated scenes only, not {experiment.data.source}: "
             "use efficientnet-lite0"

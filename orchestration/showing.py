@@ -36,7 +36,7 @@ def show_checkpoint(
     preparation = Preparation(experiment, home, progress)
     data = preparation.split(preparation.dataset(experiment.data.test_split)).open()
     items, chosen = held_out_captions(data.captions, captions, seed)
-    real = to_bytes(data.images(items))
+    real = data.pixels(items)
     device = torch.device("cpu")
     draw = drawer(experiment, load_for_sampling(checkpoint, device), device)
     text = data.captions.take(chosen)

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from orchestration.training.state import (
     MANIFEST,
     UNFINISHED,
     DamagedCheckpoint,
-    Provenance,
     TrainingState,
     check_provenance,
     checkpoint_folders,
@@ -227,11 +227,37 @@ def test_other_data_and_other_text_features_are_refused(original: Path) -> None:
     checkpoint = open_checkpoint(original)
     check_provenance(checkpoint, PROVENANCE)
     for other, what in (
-        (Provenance("a" * 64, PROVENANCE.text_digest), "another data"),
-        (Provenance(PROVENANCE.data_digest, "a" * 64), "another text encoder"),
+        (replace(PROVENANCE, data_digest="a" * 64), "another data"),
+        (replace(PROVENANCE, text_digest="a" * 64), "another text encoder"),
+        (replace(PROVENANCE, vocabulary="a" * 64), "another vocabulary (none, here digest aaaaaaaaaaaa)"),
     ):
         sentence = refusal(lambda other=other: check_provenance(checkpoint, other))  # type: ignore[misc]
         assert what in sentence and "aaaaaaaaaaaa" in sentence
+
+
+def test_another_vocabulary_is_refused(trainer: Trainer, tmp_path: Path) -> None:
+    """On resume and on sampling: its word indices would mean other words."""
+    provenance = replace(PROVENANCE, vocabulary="b" * 64)
+    checkpoint = open_checkpoint(save_checkpoint(trainer.state, EXPERIMENT, provenance, tmp_path))
+    assert checkpoint.provenance == provenance
+    check_provenance(checkpoint, provenance)
+    load_for_sampling(checkpoint, CPU, "b" * 64)
+    for other, shown in (("a" * 64, "digest aaaaaaaaaaaa"), (None, "none")):
+        wanted = f"another vocabulary (digest bbbbbbbbbbbb, here {shown})"
+        changed = replace(provenance, vocabulary=other)
+        assert wanted in refusal(lambda changed=changed: check_provenance(checkpoint, changed))  # type: ignore[misc]
+        assert wanted in refusal(lambda other=other: load_for_sampling(checkpoint, CPU, other))  # type: ignore[misc]
+
+
+def test_a_manifest_from_before_vocabularies_were_kept_is_read(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["provenance"].pop("vocabulary") is None
+    manifest["manifest_sha256"] = state_module._manifest_digest(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.provenance == PROVENANCE
+    check_provenance(checkpoint, PROVENANCE)
+    load_for_sampling(checkpoint, CPU)
 
 
 def test_what_was_half_written_is_ignored(trainer: Trainer, tmp_path: Path, original: Path) -> None:

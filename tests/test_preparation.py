@@ -18,8 +18,9 @@ from models.encoders.image import PretrainedImageSettings
 from models.encoders.text import TextEncoder, TextEncoderSettings
 from orchestration import preparation as preparation_module
 from orchestration.config import Experiment
-from orchestration.data import pictures as pictures_module
-from orchestration.data.coco import CocoDataset, read_coco
+from orchestration.data import picture_files
+from orchestration.data.coco import read_coco
+from orchestration.data.records import Dataset
 from orchestration.data.features import (
     CaptionFeatures,
     check_encodable,
@@ -87,7 +88,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return wrapped
 
     monkeypatch.setattr(TextEncoder, "forward", counting("encode", TextEncoder.forward))
-    monkeypatch.setattr(pictures_module, "load_picture", counting("decode", pictures_module.load_picture))
+    monkeypatch.setattr(picture_files, "decode", counting("decode", picture_files.decode))
     monkeypatch.setattr(scenes_net, "train_judge", counting("judge", scenes_net.train_judge))
     return calls
 
@@ -104,11 +105,11 @@ class TestFeatures:
         return TextEncoder(TextEncoderSettings(name=str(bert), max_tokens=20, sentence="mean"), bert / "unused")
 
     @pytest.fixture(scope="class")
-    def train(self, coco: Path) -> CocoDataset:
+    def train(self, coco: Path) -> Dataset:
         return read_coco(coco, "train")
 
     @pytest.fixture
-    def written(self, train: CocoDataset, encoder: TextEncoder, tmp_path: Path) -> CaptionFeatures:
+    def written(self, train: Dataset, encoder: TextEncoder, tmp_path: Path) -> CaptionFeatures:
         write_caption_features(train, encoder, tmp_path, quiet)
         return open_caption_features(tmp_path)
 
@@ -127,7 +128,7 @@ class TestFeatures:
         assert (stored.words[stored.padding()] == 0).all()
         assert (stored.words[~stored.padding()] != 0).any()
 
-    def test_each_image_owns_its_captions(self, written: CaptionFeatures, train: CocoDataset) -> None:
+    def test_each_image_owns_its_captions(self, written: CaptionFeatures, train: Dataset) -> None:
         assert written.image_ids.tolist() == [record.image_id for record in train.records]
         for item, group in enumerate(CAPTIONS["train"]):
             assert written.texts[written.starts[item] : written.starts[item + 1]] == tuple(group)
@@ -145,7 +146,7 @@ class TestFeatures:
         rows = open_caption_features(tmp_path).rows
         assert [texts[caption] for caption in np.argsort(rows)] == sorted(texts)
 
-    def test_progress_ends_at_all(self, train: CocoDataset, encoder: TextEncoder, tmp_path: Path) -> None:
+    def test_progress_ends_at_all(self, train: Dataset, encoder: TextEncoder, tmp_path: Path) -> None:
         told: list[tuple[str, int, int]] = []
         write_caption_features(train, encoder, tmp_path, lambda *report: told.append(report))
         assert told[-1] == ("text features", 4, 4)
@@ -179,7 +180,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize("damage", ["gone", "cut", "no text"])
     def test_damaged_ones_are_a_sentence(
-        self, train: CocoDataset, encoder: TextEncoder, tmp_path: Path, damage: str
+        self, train: Dataset, encoder: TextEncoder, tmp_path: Path, damage: str
     ) -> None:
         write_caption_features(train, encoder, tmp_path, quiet)
         if damage == "gone":
@@ -193,7 +194,7 @@ class TestFeatures:
             open_caption_features(tmp_path)
 
     def test_an_array_that_would_unpickle_is_refused(
-        self, train: CocoDataset, encoder: TextEncoder, tmp_path: Path
+        self, train: Dataset, encoder: TextEncoder, tmp_path: Path
     ) -> None:
         write_caption_features(train, encoder, tmp_path, quiet)
         np.save(tmp_path / "rows.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
@@ -241,7 +242,7 @@ class TestStages:
         second = Preparation(experiment.replace({"model.resolution": 64}), home).everything().train
         assert first.features == second.features
         assert first.pictures != second.pictures
-        assert second.open().images(np.arange(2)).shape == (2, 3, 64, 64)
+        assert second.open().pixels(np.arange(2)).shape == (2, 3, 64, 64)
 
     def test_changed_data_are_seen(self, experiment: Experiment, home: Home, coco: Path, tmp_path: Path) -> None:
         first = Preparation(experiment, home).everything()
@@ -272,7 +273,7 @@ class TestStages:
         broken = Path(shutil.copytree(coco, tmp_path / "broken"))
         picture = broken / "train2017" / "000000000002.png"
         picture.write_bytes(picture.read_bytes()[:200])
-        with pytest.raises(RequestError, match=r"000000000002\.png does not decode"):
+        with pytest.raises(RequestError, match=r"000000000002\.png is cut short"):
             Preparation(experiment.replace({"data.source": f"coco:{broken}"}), home).everything()
         assert not list(home.stages.glob("pictures-*"))
         assert not list(home.stages.glob(".pictures-*[!k]"))  # locks stay
@@ -351,9 +352,9 @@ class TestRefusals:
             Preparation(experiment.replace({"evaluation.protocol": "auto"}), home).everything()
 
     def test_data_without_captions(self, experiment: Experiment, home: Home, coco: Path) -> None:
-        bare = replace(read_coco(coco, "train"), carries=frozenset({"images", "instances"}))
+        bare = replace(read_coco(coco, "train"), carries=frozenset({"images", "boxes"}))
         with pytest.raises(
-            RequestError, match=r"needs captions, which .* does not carry; it carries images, instances"
+            RequestError, match=r"needs captions, which .* does not carry; it carries boxes, images"
         ):
             require(experiment, bare)
 

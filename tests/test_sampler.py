@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from models.contract import Batch, TextFeatures
 from orchestration.data.batches import CAPTION, CaptionedPictures, TrainingStream, held_out_captions
 from orchestration.data.features import CaptionFeatures
-from orchestration.data.pictures import Pictures
 from orchestration.data.sampler import SeededOrder, derive_seed, mix
 from orchestration.errors import RequestError, RunError
-from tests.tiny import tiny_data
+from tests.tiny import held_pictures, tiny_data
 
 seeds = st.integers(0, 2**63 - 1)
 quick = settings(deadline=None, max_examples=50)
@@ -150,10 +149,10 @@ def test_a_caption_and_its_pixels_belong_to_the_image(seed: int, start: int) -> 
     batch = TrainingStream(DATA, seed, flip=True).batch(start, 12)
     images, text = whole(batch)
     owners = owner_of_sentence(DATA)
-    row_of = {image_id: row for row, image_id in enumerate(DATA.pictures.image_ids.tolist())}
+    row_of = {image_id: row for row, image_id in enumerate(DATA.image_ids.tolist())}
     for place, image_id in enumerate(batch.image_ids.tolist()):
         assert image_id in owners[text.sentence[place].numpy().tobytes()]
-        pixels = torch.from_numpy(np.array(DATA.pictures.pixels[row_of[image_id]]))
+        pixels = DATA.pixels(np.array([row_of[image_id]]))[0]
         drawn = ((images[place] + 1) * 127.5).round().to(torch.uint8)
         assert drawn.equal(pixels) or drawn.equal(pixels.flip(2))
     assert images.min() >= -1 and images.max() <= 1
@@ -218,7 +217,7 @@ def test_no_pass_is_ordered_by_the_bits_that_choose_captions() -> None:
 
 def test_data_that_does_not_belong_together_is_refused() -> None:
     with pytest.raises(RunError, match="different data"):
-        CaptionedPictures(Pictures(DATA.pictures.pixels, DATA.pictures.image_ids + 1), DATA.captions)
+        CaptionedPictures(held_pictures(np.zeros((24, 3, 32, 32), np.uint8), DATA.image_ids + 1), DATA.captions)
     old = DATA.captions
     starts = old.starts.copy()
     starts[3] = starts[2]

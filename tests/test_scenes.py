@@ -232,7 +232,7 @@ def test_our_own_readers_read_it(made: tuple[ScenesOptions, Path]) -> None:
     options, folder = made
     for split in SPLITS:
         data = read_coco(folder, split)
-        assert data.carries == {"images", "captions", "instances", "stuff", "graph", "narratives"}
+        assert data.carries == {"images", "captions", "boxes", "masks", "stuff", "graph", "narratives", "traces"}
         assert len(data.records) == getattr(options, split)
         assert all(len(record.captions or ()) == 5 and len(record.narratives or ()) == 1 for record in data.records)
 

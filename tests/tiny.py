@@ -4,10 +4,10 @@ A system's tiny settings are its own defaults with every field that `SHRUNK` kno
 tested without a word here. One that has sizes of other names fails with a sentence that says what to add.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from models.contract import Batch, Settings, TextFeatures, parameter_count
@@ -30,8 +31,11 @@ from orchestration.config import (
 )
 from orchestration.data.batches import CaptionedPictures, TrainingStream
 from orchestration.data.features import CaptionFeatures
-from orchestration.data.pictures import HEADER_FILE, PIXELS_FILE, RESIZE_RULE, Pictures
+from orchestration.data.pictures import Pictures
+from orchestration.data.records import Dataset, ImageRecord
 from orchestration.data.sampler import derive_seed
+from orchestration.data.shards import ShardOptions, write_shards
+from orchestration.data.transforms import TRANSFORMS
 from orchestration.preparation import Prepared, PreparedSplit
 from orchestration.training.loop import RunningMeans, Trainer
 from orchestration.training.state import Provenance, initial_state
@@ -119,8 +123,24 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
     sentence = random.standard_normal((captions, text_dim)).astype(np.float32)
     texts = tuple(f"caption {index}" for index in range(captions))
     return CaptionedPictures(
-        Pictures(pixels, image_ids), CaptionFeatures(image_ids, starts, texts, rows, offsets, words, sentence)
+        held_pictures(pixels, image_ids), CaptionFeatures(image_ids, starts, texts, rows, offsets, words, sentence)
     )
+
+
+@dataclass(frozen=True, eq=False)
+class HeldPictures:
+    """Stored pictures in memory: `pixels` uint8 (N,3,h,w)."""
+
+    pixels: NDArray[np.uint8]
+    image_ids: NDArray[np.int64]
+
+    def pictures(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.pixels[rows]
+
+
+def held_pictures(pixels: NDArray[np.uint8], image_ids: NDArray[np.int64]) -> Pictures:
+    """Pictures (N,3,S,S) that need no more than a flip."""
+    return Pictures(HeldPictures(pixels, image_ids), TRANSFORMS["xmcgan"], pixels.shape[-1])
 
 
 def data_for(experiment: Experiment) -> CaptionedPictures:
@@ -212,21 +232,18 @@ def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
 
 def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
     """Tiny data on disk, in the formats that preparation writes."""
-    pictures, features = folder / "pictures-stage", folder / "features-stage"
-    inner = pictures / "pictures"
-    inner.mkdir(parents=True)
+    pictures, features, published = folder / "pictures", folder / "features", folder / "published"
+    published.mkdir(parents=True)
     features.mkdir()
-    np.save(inner / PIXELS_FILE, np.ascontiguousarray(data.pictures.pixels))
-    header = {
-        "resolution": data.pictures.pixels.shape[2],
-        "resize": RESIZE_RULE,
-        "dataset": "tiny",
-        "split": "train",
-        "dataset_digest": PROVENANCE.data_digest,
-        "sha256": hashlib.sha256((inner / PIXELS_FILE).read_bytes()).hexdigest(),
-        "image_ids": data.pictures.image_ids.tolist(),
-    }
-    (inner / HEADER_FILE).write_text(json.dumps(header))
+    side = data.pictures.size
+    records = []
+    for image_id, pixels in zip(data.image_ids.tolist(), data.pixels(np.arange(len(data))), strict=True):
+        file = published / f"{image_id}.png"
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
+        records.append(ImageRecord(image_id, file, side, side))
+    dataset = Dataset("tiny", "train", published, tuple(records), frozenset({"images"}), PROVENANCE.data_digest)
+    # Compressed, and with random cuts: runs that resume on these resume on anything simpler.
+    write_shards(dataset, ShardOptions("attngan", side, "png"), pictures)
     captions = data.captions
     arrays: dict[str, NDArray[Any]] = {
         name: getattr(captions, name) for name in ("image_ids", "starts", "rows", "offsets", "words", "sentence")
@@ -234,14 +251,14 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
     for name, array in arrays.items():
         np.save(features / f"{name}.npy", array)
     (features / "captions.json").write_text(json.dumps(captions.texts))
-    return PreparedSplit(str(pictures), str(features))
+    return PreparedSplit(str(pictures), str(published), str(features))
 
 
 def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Job:
     """A job whose data lies in `folder`/data (written once) and whose run is `folder`/run."""
     data = folder / "data"
     splits = {
-        name: PreparedSplit(str(data / name / "pictures-stage"), str(data / name / "features-stage"))
+        name: PreparedSplit(*(str(data / name / part) for part in ("pictures", "published", "features")))
         for name in ("train", "validation")
     }
     if not data.exists():

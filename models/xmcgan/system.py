@@ -43,6 +43,7 @@ class XMCGAN:
     title = "XMC-GAN: Cross-Modal Contrastive Learning for Text-to-Image Generation (2021)"
     Config = XMCGANConfig
     needs = frozenset({"images", "captions"})
+    transform = "xmcgan"
 
     def build(self, config: XMCGANConfig) -> dict[str, nn.Module]:
         nets: dict[str, nn.Module] = {"generator": Generator(config), "discriminator": Discriminator(config)}

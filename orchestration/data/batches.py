@@ -1,68 +1,114 @@
 """Batches by position: the samples of the global batch at any point of training, or a rank's part of them."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch
+from models.contract import Batch, TextFeatures
 from orchestration.data.features import CaptionFeatures
 from orchestration.data.pictures import Pictures
 from orchestration.data.sampler import SeededOrder, derive_seed, mix
 from orchestration.errors import RequestError, RunError
 
 # Streams of the data seed: what is drawn must not depend on what else is drawn.
-ORDER, CAPTION, FLIP = 0, 1, 2
+ORDER, CAPTION, FLIP, CUT_X, CUT_Y = 0, 1, 2, 3, 4
 
 
-@dataclass(frozen=True, slots=True)
 class CaptionedPictures:
-    """Pixels and captions of one split, row for row the same images."""
+    """Pixels and captions of one split: the images that have both, in the order of the captions.
 
-    pictures: Pictures
-    captions: CaptionFeatures
+    pictures: may hold more images; captions: every one of its images must be in `pictures` and have a caption.
+    Raises RunError or RequestError where that does not hold.
+    """
 
-    def __post_init__(self) -> None:
-        if not np.array_equal(self.pictures.image_ids, self.captions.image_ids):
+    def __init__(self, pictures: Pictures, captions: CaptionFeatures) -> None:
+        self.pictures, self.captions = pictures, captions
+        place = {image_id: row for row, image_id in enumerate(pictures.image_ids.tolist())}
+        try:
+            self._rows = np.array([place[image_id] for image_id in captions.image_ids.tolist()], np.int64)
+        except KeyError as error:
             raise RunError(
                 "pictures and captions were prepared from different data: delete the stages folder and repeat"
-            )
-        silent = np.flatnonzero(np.diff(self.captions.starts) < 1)
+            ) from error
+        silent = np.flatnonzero(np.diff(captions.starts) < 1)
         if len(silent):
             raise RequestError(
-                f"image {self.captions.image_ids[silent[0]]} has no caption: leave it out of the data or add one"
+                f"image {captions.image_ids[silent[0]]} has no caption: leave it out of the data or add one"
             )
 
     def __len__(self) -> int:
-        return len(self.pictures.image_ids)
+        return len(self._rows)
 
-    def images(self, items: NDArray[np.int64]) -> torch.Tensor:
-        """(B,3,H,W) in [-1, 1]."""
-        pixels = torch.from_numpy(self.pictures.pixels[items])
-        return pixels.float().div_(127.5).sub_(1)
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """(N,) the images, in order."""
+        return self.captions.image_ids
+
+    def pixels(self, items: NDArray[np.int64], seed: int | None = None) -> torch.Tensor:
+        """uint8 (B,3,H,W): the centre of each picture; with a seed, cut and flipped at random as in training."""
+        rows = self._rows[items]
+        if seed is None:
+            return torch.from_numpy(self.pictures.still(rows))
+        return torch.from_numpy(self.drawn(items, _draws(seed, items), self.pictures.transform.flip))
+
+    def drawn(self, items: NDArray[np.int64], draws: NDArray[np.float64], flip: bool) -> NDArray[np.uint8]:
+        """uint8 (B,3,H,W), cut and flipped by `draws` (B,3)."""
+        return self.pictures.drawn(self._rows[items], draws, flip)
+
+
+def _draws(seed: int, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(B,3) in [0, 1) for each position: cut in x and y, flip."""
+    bits = np.stack([mix(seed, stream, positions) for stream in (CUT_X, CUT_Y, FLIP)], 1)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class TrainingStream:
-    """What training sees: shuffled passes, one random caption an image, random flips; all by position and seed."""
+    """What training sees: shuffled passes, one random caption an image, random cuts and flips; by position and seed.
 
-    def __init__(self, data: CaptionedPictures, seed: int, flip: bool) -> None:
-        self.data, self.seed, self.flip = data, seed, flip
+    flip: None is as the pictures' transform was published. stride: where it is given, a thread loads the batch that
+    starts so many samples later while this one is used.
+    """
+
+    def __init__(self, data: CaptionedPictures, seed: int, flip: bool | None = None, stride: int = 0) -> None:
+        self.data, self.seed, self.stride = data, seed, stride
+        self.flip = data.pictures.transform.flip if flip is None else flip
         self.order = SeededOrder(len(data), derive_seed(seed, ORDER))
+        self._loader = ThreadPoolExecutor(1, "next-batch") if stride else None
+        self._coming: dict[tuple[int, int], Future[_Loaded]] = {}
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start .. start+count-1 of the run (counted in images seen)."""
+        coming = self._coming.pop((start, count), None)
+        loaded = coming.result() if coming else self._load(start, count)
+        if self._loader:
+            for passed in [ahead for ahead in self._coming if ahead[0] <= start]:  # the run went on elsewhere
+                del self._coming[passed]
+            self._coming[start + self.stride, count] = self._loader.submit(self._load, start + self.stride, count)
+        # Here and not in the thread: torch would start a second set of compute threads there.
+        images = self.data.pictures.transform.normalise(torch.from_numpy(loaded.pixels))
+        return Batch(torch.from_numpy(loaded.image_ids), images, loaded.text)
+
+    def _load(self, start: int, count: int) -> "_Loaded":
         positions = np.arange(start, start + count, dtype=np.int64)
         items = self.order.items(positions)
         captions = self.data.captions
         owned = captions.starts[items + 1] - captions.starts[items]
         draw = mix(self.seed, CAPTION, positions) % owned.astype(np.uint64)
-        images = self.data.images(items)
-        if self.flip:
-            flipped = torch.from_numpy((mix(self.seed, FLIP, positions) >> np.uint64(63)).astype(bool))
-            images[flipped] = images[flipped].flip(3)
-        text = captions.take(captions.starts[items] + draw.astype(np.int64))
-        return Batch(torch.from_numpy(self.data.pictures.image_ids[items]), images, text)
+        return _Loaded(
+            self.data.image_ids[items],
+            self.data.drawn(items, _draws(self.seed, positions), self.flip),
+            captions.take(captions.starts[items] + draw.astype(np.int64)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    image_ids: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    text: TextFeatures
 
 
 def held_out_captions(captions: CaptionFeatures, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

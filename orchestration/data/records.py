@@ -1,17 +1,20 @@
 """One record type for every data set: what an image carries; what it lacks is None."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the published picture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One written description. `id` is the published caption id."""
+    """One written description. `id` is the published caption id, or the caption's place where none is published."""
 
     id: int
     text: str
@@ -19,26 +22,50 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One thing in a picture, as COCO publishes it.
+    """One thing or one region of stuff in a picture.
 
-    `box` is x, y, width, height in pixels; `segmentation` is COCO's own form (polygons or RLE, read by pycocotools).
+    `segmentation` is COCO's own JSON text (polygons or RLE), undecoded: `orchestration.data.masks` draws it. None
+    where only a box is published.
     """
 
     category: str
-    box: tuple[float, float, float, float]
-    segmentation: Any
+    category_id: int
+    box: Box
+    segmentation: bytes | None
     area: float
     crowd: bool
 
 
 @dataclass(frozen=True, slots=True)
+class PanopticSegment:
+    """One segment of a panoptic map: its id is R + 256 G + 65536 B of its pixels."""
+
+    id: int
+    category: str
+    category_id: int
+    thing: bool
+    box: Box
+    area: float
+    crowd: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Panoptic:
+    """A panoptic segmentation. `map` is an RGB PNG: a file, or its bytes."""
+
+    map: Path | bytes
+    segments: tuple[PanopticSegment, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SceneObject:
-    """A node of a scene graph; `box` is x, y, width, height in pixels."""
+    """A node of a scene graph. `other_names` are those published beside its first one."""
 
     id: int
     name: str
     attributes: tuple[str, ...]
-    box: tuple[float, float, float, float]
+    box: Box
+    other_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,44 +89,97 @@ class Utterance:
 class Narrative:
     """A Localized Narrative: spoken caption, timed utterances and mouse traces.
 
-    Each trace is (N,3): x and y in picture widths and heights (published files have values outside 0..1), t in seconds.
+    Each trace is float64 (N,3): x and y in picture widths and heights (published files have values outside 0..1), t
+    in seconds. Utterances and traces may be read from disk when they are touched. `tags` is one label a word of the
+    caption, as TReCS released them.
     """
 
     annotator_id: int
     caption: str
-    utterances: tuple[Utterance, ...]
-    traces: tuple[NDArray[np.float64], ...]
+    utterances: Sequence[Utterance]
+    traces: Sequence[NDArray[np.float64]]
+    tags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image and all that its data set says about it."""
+    """One image and all that its data set says about it.
+
+    `image_id` is the published id where that is a number; elsewhere it is the image's place in its split, and `key` is
+    the published id. `file` is absolute, or relative to the data set's folder once prepared.
+    """
 
     image_id: int
     file: Path
     width: int
     height: int
+    key: str | None = None
     captions: tuple[Caption, ...] | None = None
+    class_id: int | None = None
+    class_name: str | None = None
+    subject_box: Box | None = None  # the picture's one subject (CUB's bird)
     instances: tuple[Instance, ...] | None = None
-    stuff_map: Path | None = None  # PNG, one COCO-Stuff label id a pixel
+    stuff: tuple[Instance, ...] | None = None  # COCO-Stuff's JSON
+    stuff_map: Path | bytes | None = None  # PNG, one COCO-Stuff label a pixel: a file, or its bytes
+    panoptic: Panoptic | None = None
     graph: SceneGraph | None = None
     narratives: tuple[Narrative, ...] | None = None
 
-
-class Dataset(Protocol):
-    """One split of one data set, read and checked."""
-
     @property
-    def name(self) -> str: ...  # e.g. "coco"
+    def carries(self) -> frozenset[str]:
+        """What of `CONTENTS` this image has."""
+        return frozenset(name for name, present in CONTENTS.items() if present(self))
 
-    @property
-    def split(self) -> str: ...  # "train", "val" or "test"
 
-    @property
-    def records(self) -> Sequence[ImageRecord]: ...
+CONTENTS: Mapping[str, Callable[[ImageRecord], bool]] = {
+    "images": lambda record: True,
+    "captions": lambda record: bool(record.captions),
+    "class": lambda record: record.class_id is not None,
+    "subject-box": lambda record: record.subject_box is not None,
+    "boxes": lambda record: record.instances is not None,
+    "masks": lambda record: any(thing.segmentation is not None for thing in record.instances or ()),
+    "stuff": lambda record: record.stuff_map is not None or record.stuff is not None,
+    "panoptic": lambda record: record.panoptic is not None,
+    "graph": lambda record: record.graph is not None,
+    "narratives": lambda record: bool(record.narratives),
+    "traces": lambda record: any(len(said.traces) for said in record.narratives or ()),
+}
+"""What a record may carry, and so what a system may need, each with its test."""
 
-    @property
-    def carries(self) -> frozenset[str]: ...  # of "images", "captions", "instances", "stuff", "graph", "narratives"
 
-    @property
-    def digest(self) -> str: ...  # sha256 (hex) of the annotation bytes and image names and sizes
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One split of one data set, read and checked.
+
+    `carries` names what at least one record has; `digest` (sha256, hex) depends on the annotations' bytes and the
+    images' names and sizes, not on where the folder lies; `complete` names what every record is known to have.
+    """
+
+    name: str  # the format it was published in, e.g. "coco"; "scenes" for generated ones
+    split: str  # "train", "val" or "test"
+    root: Path
+    records: Sequence[ImageRecord]
+    carries: frozenset[str]
+    digest: str
+    complete: frozenset[str] = frozenset({"images"})
+
+    def having(self, needs: Iterable[str]) -> "Dataset":
+        """The records that carry all of `needs`. Where none is left out, this very data set."""
+        wanted = frozenset(needs)
+        if wanted <= self.complete:
+            return self
+        kept = tuple(record for record in self.records if wanted <= record.carries)
+        if len(kept) == len(self.records):
+            return self
+        digest = hashlib.sha256(f"{self.digest} having {sorted(wanted)}".encode()).hexdigest()
+        return replace(self, records=kept, carries=carried(kept), digest=digest, complete=self.complete | wanted)
+
+
+def carried(records: Iterable[ImageRecord]) -> frozenset[str]:
+    """What at least one of the records carries."""
+    found: frozenset[str] = frozenset()
+    for record in records:
+        if len(found) == len(CONTENTS):
+            break
+        found |= record.carries
+    return found

@@ -23,7 +23,7 @@ from orchestration.preparation import PreparedSplit
 
 CPU = torch.device("cpu")
 DRAW_BATCH = 50
-NOISE_STREAM = 200
+NOISE_STREAM, REAL_STREAM = 200, 201
 
 Draw = Callable[[TextFeatures, Sequence[int]], Tensor]
 """B captions' features and B seeds to pictures (B,3,H,W) in [-1, 1]."""
@@ -49,8 +49,10 @@ class Judge:
         samples: int,
         seed: int,
         device: torch.device = CPU,
+        real: str = "still",
     ) -> None:
         self.protocol, self.seed = protocol, seed
+        self.real_seed = derive_seed(seed, REAL_STREAM) if real == "drawn" else None
         self.data: CaptionedPictures = split.open()
         self.device = device
         self.net = _feature_net(protocol, judge).to(device)
@@ -76,7 +78,7 @@ class Judge:
     @cached_property
     def _real(self) -> Tensor:
         """Features of the real pictures: the same for every verdict."""
-        return features_of(self.net, (to_bytes(self.data.images(items)) for items in _split(self.items)))
+        return features_of(self.net, (self.data.pixels(items, self.real_seed) for items in _split(self.items)))
 
     def _portions(self) -> Iterator[tuple[TextFeatures, list[int]]]:
         for start in range(0, len(self.items), DRAW_BATCH):
@@ -87,7 +89,7 @@ class Judge:
     def _accuracy(self, net: ScenesNet, features: Tensor) -> dict[str, float]:
         """Share of pictures that show what their caption names, what another picture's caption names, and chance."""
         logits = net.logits(features.to(self.device))
-        image_ids = self.data.pictures.image_ids[self.items]
+        image_ids = self.data.image_ids[self.items]
         figures = {}
         for place, name in enumerate(ATTRIBUTES):
             seen = logits[name].argmax(1)

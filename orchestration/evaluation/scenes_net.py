@@ -13,17 +13,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from orchestration.config import Experiment
-from orchestration.data.pictures import load_picture
+from orchestration.data.masks import label_map
 from orchestration.data.records import Dataset, ImageRecord
 from orchestration.data.sampler import SeededOrder
 from orchestration.data.scenes import parse_options
 from orchestration.data.sources import open_source, parse_source
+from orchestration.data.transforms import TRANSFORMS, decode
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.stages import Progress, Stage
@@ -46,8 +46,7 @@ def named_attributes(record: ImageRecord) -> tuple[str, str, str]:
     """
     if record.graph is None or not record.graph.objects or record.stuff_map is None:
         raise RequestError(f"image {record.image_id} has no scene graph or stuff map: scenes-net judges scenes only")
-    with Image.open(record.stuff_map) as stuff_map:
-        labels = np.asarray(stuff_map).reshape(-1)
+    labels = label_map(record).reshape(-1)
     stuff = labels[(labels >= FIRST_STUFF_LABEL) & (labels != UNLABELLED)]
     main = record.graph.objects[0]
     return f"stuff {np.bincount(stuff).argmax()}", main.attributes[0], main.name
@@ -135,7 +134,8 @@ def read_scenes(
 ) -> tuple[NDArray[np.uint8], list[tuple[str, str, str]]]:
     """Pictures at 32 px and the attributes their captions name, of a split of scenes."""
     dataset = open_source(source, split, home.root, lambda done, total: progress("drawing scenes", done, total))
-    pictures = np.stack([load_picture(record.file, 32) for record in dataset.records])
+    squash = TRANSFORMS["xmcgan"]
+    pictures = np.stack([squash.store(decode(record.file), record, 32) for record in dataset.records])
     return pictures, [named_attributes(record) for record in dataset.records]
 
 

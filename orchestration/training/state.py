@@ -8,7 +8,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,14 @@ def update_average(average: nn.Module, net: nn.Module, settings: AverageSettings
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a checkpoint was trained on: digests of the data and of the text encoder."""
+    """What a checkpoint was trained on: digests of the data, the text encoder and the word vocabulary.
+
+    vocabulary: None where word indices play no part, and in checkpoints that were written before it was kept.
+    """
 
     data_digest: str
     text_digest: str
+    vocabulary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
             "averaged": state.averaged,
             # Every random number is a function of the seed and of the pictures seen: this is the generators' state.
             "random": {"kind": "stateless", "seed": experiment.training.seed, "images_seen": state.images_seen},
-            "provenance": {"data_digest": provenance.data_digest, "text_digest": provenance.text_digest},
+            "provenance": asdict(provenance),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "files": list_files(working),
         }
@@ -263,16 +267,23 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
 
 
 def check_provenance(checkpoint: Checkpoint, provenance: Provenance) -> None:
-    """RequestError when the checkpoint was trained on other data or with another text encoder."""
+    """RequestError when the checkpoint was trained on other data, with another text encoder or another vocabulary."""
+    known = checkpoint.provenance
     for what, theirs, ours in (
-        ("data", checkpoint.provenance.data_digest, provenance.data_digest),
-        ("text encoder", checkpoint.provenance.text_digest, provenance.text_digest),
+        ("data", known.data_digest, provenance.data_digest),
+        ("text encoder", known.text_digest, provenance.text_digest),
+        ("vocabulary", known.vocabulary, provenance.vocabulary),
     ):
-        if theirs != ours:
-            raise RequestError(
-                f"checkpoint {checkpoint.folder} was trained with another {what} (digest {theirs[:12]}, here "
-                f"{ours[:12]}): use the same {what}, or start a new run with another seed or recipe"
-            )
+        advice = f"use the same {what}, or start a new run with another seed or recipe"
+        _check_same(checkpoint, what, theirs, ours, advice)
+
+
+def _check_same(checkpoint: Checkpoint, what: str, theirs: str | None, ours: str | None, advice: str) -> None:
+    if theirs != ours:
+        one, other = (f"digest {digest[:12]}" if digest else "none" for digest in (theirs, ours))
+        raise RequestError(
+            f"checkpoint {checkpoint.folder} was trained with another {what} ({one}, here {other}): {advice}"
+        )
 
 
 def restore(checkpoint: Checkpoint, state: TrainingState) -> None:
@@ -297,8 +308,16 @@ def _restore_optimizer(net: nn.Module, optimizer: torch.optim.Adam, tensors: Map
         optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device)
 
 
-def load_for_sampling(checkpoint: Checkpoint, device: torch.device) -> dict[str, nn.Module]:
-    """The averaged nets of a checkpoint, ready to sample with."""
+def load_for_sampling(
+    checkpoint: Checkpoint, device: torch.device, vocabulary: str | None = None
+) -> dict[str, nn.Module]:
+    """The averaged nets of a checkpoint, ready to sample with.
+
+    vocabulary: digest of the one that captions will be encoded with, or None. RequestError when the checkpoint was
+    trained with another: its word indices would mean other words.
+    """
+    advice = "encode the captions with the one it was trained with"
+    _check_same(checkpoint, "vocabulary", checkpoint.provenance.vocabulary, vocabulary, advice)
     experiment = checkpoint.experiment
     system = experiment.get_system()
     with torch.device("meta"):

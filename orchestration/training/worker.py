@@ -110,7 +110,12 @@ class Session:
         self.experiment, self.folder = job.experiment, Path(job.folder)
         self.first = ranks.rank == 0
         training = self.experiment.training
-        stream = TrainingStream(job.prepared.train.open(), derive_seed(training.seed, 0), self.experiment.data.flip)
+        stream = TrainingStream(
+            job.prepared.train.open(),
+            derive_seed(training.seed, 0),
+            self.experiment.data.flip,
+            stride=training.batch_size,
+        )
         self.state: TrainingState = initial_state(self.experiment, device)
         self._resume()
         if self.experiment.resources.compile:
@@ -213,7 +218,13 @@ class Session:
         settings, prepared = self.experiment.evaluation, self.job.prepared
         if self.judge is None:
             self.judge = Judge(
-                prepared.protocol, prepared.validation, prepared.judge, settings.samples, settings.seed, self.device
+                prepared.protocol,
+                prepared.validation,
+                prepared.judge,
+                settings.samples,
+                settings.seed,
+                self.device,
+                settings.real,
             )
         verdict = self.judge(drawer(self.experiment, self.state.sampling_nets(), self.device))
         self.recorder.metrics(self.state.images_seen, {f"validation/{k}": v for k, v in verdict.figures.items()})

@@ -29,16 +29,27 @@ RUN_ELSEWHERE = {
     "show": "tests/test_ray_campaign.py::test_tune_evaluate_show_promote_commands",
     "promote": "tests/test_ray_campaign.py::test_tune_evaluate_show_promote_commands",
     "serve": "tests/test_ray_campaign.py::test_serve_command",
+    "data list": "tests/test_data_commands.py::test_formats",
+    "data check": "tests/test_data_commands.py::test_nothing_is_wrong",
+    "data show": "tests/test_data_commands.py::test_scenes",
+    "data prepare": "tests/test_data_commands.py::test_prepared_data_is_data",
     "mlflow": "tests/test_docs.py::test_mlflow_page",
 }
+
+
+def all_commands(group: click.Group) -> list[click.Command]:
+    """Those of a group, and of the groups within it."""
+    found: list[click.Command] = []
+    for command in group.commands.values():
+        found += [command, *(all_commands(command) if isinstance(command, click.Group) else [])]
+    return found
 
 
 def shown_commands() -> list[str]:
     """Every line that begins with t2i (or sets a variable for it) in the documents, helps and recipes."""
     texts = [path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"))]
     texts += [inspect.getdoc(function) or "" for function in RECIPES.values()]
-    for command in cli.commands.values():
-        texts.append(command.help or "")
+    texts += [command.help or "" for command in all_commands(cli)]
     found = []
     for text in texts:
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
@@ -51,12 +62,15 @@ def shown_commands() -> list[str]:
 @pytest.mark.parametrize("line", shown_commands())
 def test_shown_command_is_one(line: str) -> None:
     words = [word for word in shlex.split(line) if "RAY_ADDRESS" not in word][1:]
-    command = cli.commands[words[0]]
+    command, name = cli.commands[words[0]], words[0]
+    if isinstance(command, click.Group):
+        assert len(words) > 1
+        command, words, name = command.commands[words[1]], words[1:], " ".join(words[:2])
     context = command.make_context(words[0], words[1:])
     assert isinstance(context, click.Context)
-    if words[0] in ("train", "tune"):
+    if name in ("train", "tune"):
         assert context.params["recipe"] in RECIPES
-    assert words[0] in RUN_ELSEWHERE or words[0] in ("models", "data")
+    assert name in RUN_ELSEWHERE or name == "models"
 
 
 def test_there_are_commands_to_check() -> None:

@@ -49,8 +49,15 @@ def _column(hint: Any) -> _Column:
     raise TypeError(f"records have a field of type {hint}, for which there is no Arrow column")
 
 
+def to_numpy(array: pa.Array) -> NDArray[Any]:
+    """Numbers without nulls, as a view. Arrow's own way would load pandas, 27 MB in each process."""
+    if pa.types.is_boolean(array.type):
+        return np.from_dlpack(array.cast(pa.uint8())).astype(bool)
+    return np.from_dlpack(array)
+
+
 def _numbers(array: pa.Array) -> list[Any]:
-    return array.to_numpy(zero_copy_only=False).tolist()
+    return to_numpy(array).tolist()
 
 
 def _same(value: Any) -> Any:
@@ -74,7 +81,7 @@ def _tuple(kinds: tuple[Any, ...]) -> _Column:
         return _Column(
             pa.list_(pa.field("item", pa.float64(), False), len(kinds)),
             _same,
-            lambda array: list(map(tuple, array.flatten().to_numpy().reshape(-1, len(kinds)).tolist())),
+            lambda array: list(map(tuple, to_numpy(array.flatten()).reshape(-1, len(kinds)).tolist())),
         )
     columns = {str(place): _column(kind) for place, kind in enumerate(kinds)}
     return _Column(
@@ -106,7 +113,7 @@ def _children(array: pa.StructArray, columns: Iterable[_Column]) -> list[list[An
 
 def _bounds(array: pa.ListArray) -> Iterable[tuple[int, int]]:
     """Where each list begins and ends in the flattened values."""
-    offsets = array.offsets.to_numpy()
+    offsets = to_numpy(array.offsets)
     return pairwise((offsets - offsets[0]).tolist())
 
 
@@ -128,7 +135,7 @@ def _trace_numbers(traces: Sequence[NDArray[np.float64]]) -> list[NDArray[np.flo
 def _traces(array: pa.Array) -> list[Any]:
     """Views of the mapped file: a trace is read from disk when it is touched."""
     traces = array.flatten()
-    numbers = traces.flatten().to_numpy()
+    numbers = to_numpy(traces.flatten())
     flat = [numbers[start:stop].reshape(-1, 3) for start, stop in _bounds(traces)]
     return [tuple(flat[start:stop]) for start, stop in _bounds(array)]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestration.data.arrow_records import from_batch
+from orchestration.data.arrow_records import from_batch, to_numpy
 from orchestration.data.folders import check_folder
 from orchestration.data.picture_files import read_picture
 from orchestration.data.problems import Notice, Problem, refuse
@@ -100,7 +100,7 @@ class Shards:
         self._transform = get_transform(self.options.transform)
         ends = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._starts: NDArray[np.int64] = ends[:-1]
-        ids = [batch.column("image_id").to_numpy() for batch in batches]
+        ids = [to_numpy(batch.column("image_id")) for batch in batches]
         self.image_ids: NDArray[np.int64] = np.concatenate(ids)
         self.image_ids.setflags(write=False)
         self.records = Rows(self, np.arange(ends[-1]))

@@ -47,7 +47,7 @@ def make_dataset(root: Path, count: int = 10, seed: int = 0) -> Dataset:
                 height=height,
                 captions=(Caption(place, f"picture {place}"), Caption(place + 100, "a noisy – thing")),
                 subject_box=(2.0, 3.0, 12.5, 9.0) if place % 2 else None,
-                instances=(Instance("noise", 7, (1.0, 2.0, 3.5, 4.25), b"[[1.0,2.0,3.0,4.0]]", 6.5, False),)
+                instances=(Instance("noise", 7, (1.0, 2.0, 3.5, 4.25), b"[[1.0,2.0,3.0,2.0,3.0,4.0]]", 6.5, False),)
                 * (place % 3),
                 stuff_map=_map_file(root / f"stuff-{place}.png") if place % 4 == 1 else None,
                 panoptic=Panoptic(

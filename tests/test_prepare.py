@@ -97,6 +97,20 @@ def test_broken_data_are_refused_unless_they_may_be_skipped(published: Path, tmp
     assert made["val"]["left_out"] == {"empty caption": 1, "picture missing": 1}
 
 
+def test_a_thing_whose_mask_is_broken_is_left_out_alone(published: Path, tmp_path: Path) -> None:
+    dataset = DATASETS[published]
+    [first, second] = dataset.records[2].instances or ()
+    broken = replace(dataset.records[2], instances=(replace(first, segmentation=b"[[1.0,2.0,3.0]]"), second))
+    DATASETS[published] = replace(dataset, records=(*dataset.records[:2], broken, *dataset.records[3:]))
+    with pytest.raises(RequestError, match=r"002\.png.*the segmentation of its noise .* cannot be drawn"):
+        prepare(f"tiny:{published}", tmp_path / "strict", OPTIONS, tmp_path, ["train"])
+    made = prepare(f"tiny:{published}", tmp_path / "out", OPTIONS, tmp_path, ["train"], broken="skip")["splits"][
+        "train"
+    ]
+    assert (made["images"], made["left_out"]) == (10, {"segmentation broken": 1})
+    assert open_shards(tmp_path / "out" / "train").records[2].instances == (second,)
+
+
 def test_a_wrong_request_is_refused_before_any_work(published: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"tiny:.*published has no split 'tests'; it has train, val\."):
         prepare(f"tiny:{published}", None, OPTIONS, tmp_path, ["train", "tests"])

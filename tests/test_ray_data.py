@@ -62,6 +62,8 @@ def test_ray_data_writes_the_same_bytes_and_survives_its_workers(
         )
         assert contents(plain) == here
         assert len(steps) == 6 and steps == sorted(steps) and steps[-1] == (22, 22)
+        (plain / "shard-00002.arrow").unlink()
+        assert contents(write_shards(dataset, options, plain, parallel=ray_data_runner(2))) == here
         assert capfd.readouterr() == ("", "")  # Ray says nothing of its own
 
         assert contents(write_shards(dataset, options, tmp_path / "once", parallel=disturbed(die_once))) == here

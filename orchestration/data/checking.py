@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,28 @@ def record_problems(record: ImageRecord, root: Path, pictures: bool = True) -> l
     regions = (*(record.instances or ()), *(record.stuff or ()))
     found += [problem for region in regions if (problem := _mask_problem(record, region)) is not None]
     return found + _map_problems(record)
+
+
+def with_sound_masks(dataset: Dataset, notice: Notice) -> Dataset:
+    """The data set without the things and regions whose masks `notice` hears to be broken."""
+
+    def sound(record: ImageRecord, regions: tuple[Instance, ...] | None) -> tuple[Instance, ...] | None:
+        problems = [_mask_problem(record, region) for region in regions or ()]
+        if regions is None or not any(problems):
+            return regions
+        for problem in problems:
+            if problem is not None:
+                notice(problem)
+        return tuple(region for region, problem in zip(regions, problems, strict=True) if problem is None)
+
+    if not dataset.carries & {"masks", "stuff"}:
+        return dataset
+    records = []
+    for record in dataset.records:
+        instances, stuff = sound(record, record.instances), sound(record, record.stuff)
+        same = instances is record.instances and stuff is record.stuff
+        records.append(record if same else replace(record, instances=instances, stuff=stuff))
+    return replace(dataset, records=tuple(records))
 
 
 def _mask_problem(record: ImageRecord, region: Instance) -> Problem | None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestration.cluster import ray_cluster
+from orchestration.data.checking import with_sound_masks
 from orchestration.data.problems import Kind, Notice, refuse
 from orchestration.data.records import Dataset
 from orchestration.data.shard_form import LEFT_OUT, LeftOut, ShardOptions
@@ -59,7 +60,7 @@ def prepare(
         for split in splits or there:
             left_out = LeftOut()
             notice: Notice = left_out if broken == "skip" else refuse
-            dataset = open_source(spec, split, home, notice=notice)
+            dataset = with_sound_masks(open_source(spec, split, home, notice=notice), notice)
             if runner is None and (workers is not None or len(dataset.records) > options.rows):
                 cluster.enter_context(ray_cluster(minimum_cpus=workers or 1))  # one for all splits
                 runner = ray_data_runner(workers)

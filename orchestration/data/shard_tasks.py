@@ -40,7 +40,7 @@ def ray_data_runner(workers: int | None = None) -> Runner:
                     fn_args=(work, tuple(units)),
                     batch_size=1,
                     num_cpus=1,
-                    concurrency=workers,
+                    concurrency=workers and min(workers, len(units)),
                     max_retries=_RETRIES,
                 )
             try:

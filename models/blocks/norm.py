@@ -1,4 +1,4 @@
-"""Batch normalisation modulated by a condition, as XMC-GAN and later systems use it."""
+"""Batch normalisation over all ranks: plain, and modulated by a condition as XMC-GAN and later systems use it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,34 +19,51 @@ class BatchStatistics(nn.Module):
 
     In training the statistics are those of the batch: over all ranks ("global") or of this rank alone ("rank", the
     released XMC-GAN code). Running estimates move by `momentum` towards the batch's mean and BIASED variance (flax's
-    convention and the released code's; torch's own layer uses the unbiased one) unless `tracking` is off.
+    convention and XMC-GAN's released code) or, with `unbiased`, the unbiased one (torch's own layer), unless `tracking`
+    is off.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
-        self, channels: int, scope: StatisticsScope = "global", momentum: float = 0.1, epsilon: float = 1e-5
+        self,
+        channels: int,
+        scope: StatisticsScope = "global",
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        unbiased: bool = False,
     ) -> None:
         super().__init__()
-        self.scope, self.momentum, self.epsilon = scope, momentum, epsilon
+        self.scope, self.momentum, self.epsilon, self.unbiased = scope, momentum, epsilon, unbiased
         self.tracking = True
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,...) to (B,C,...)."""
+        return self._normalise(x, None, None)
+
+    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, eps=self.epsilon)
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, eps=self.epsilon)
         ranks = current_ranks()
+        count = x.numel() // x.shape[1]
         if self.scope == "global" and ranks.size > 1:
             normalised, mean, variance = normalise_over_ranks(x, self.epsilon, ranks)
+            if weight is not None and bias is not None:
+                shape = (1, -1) + (1,) * (x.dim() - 2)
+                weight, bias = weight.to(x.dtype).view(shape), bias.to(x.dtype).view(shape)
+                normalised = torch.addcmul(bias, normalised, weight)
+            if self.unbiased:
+                count *= ranks.size
+                variance = variance * (count / (count - 1))
         else:
             # With momentum 1 the fused kernel leaves the batch's own statistics in these buffers.
             mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
-            normalised = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.epsilon)
-            count = x.numel() // x.shape[1]
-            variance = variance * ((count - 1) / count)
+            normalised = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.epsilon)
+            if not self.unbiased:
+                variance = variance * ((count - 1) / count)
         if self.tracking:
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
@@ -65,6 +82,31 @@ def frozen_statistics(net: nn.Module) -> Iterator[None]:
     finally:
         for layer, tracking in before:
             layer.tracking = tracking
+
+
+@contextmanager
+def own_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch statistics in here are each rank's own: for inputs that hold the batches of all ranks already."""
+    before = [(module, module.scope) for module in net.modules() if isinstance(module, BatchStatistics)]
+    for layer, _ in before:
+        layer.scope = "rank"
+    try:
+        yield
+    finally:
+        for layer, scope in before:
+            layer.scope = scope
+
+
+class BatchNorm(BatchStatistics):
+    """Batch normalisation with weight and bias, in torch's conventions; (B,C) or (B,C,H,W)."""
+
+    def __init__(self, channels: int, scope: StatisticsScope = "global", momentum: float = 0.1) -> None:
+        super().__init__(channels, scope, momentum, unbiased=True)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._normalise(x, self.weight, self.bias)
 
 
 class SelfModulation(nn.Module):

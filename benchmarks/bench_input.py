@@ -1,8 +1,8 @@
 """The input pipeline against the training step it feeds, pictures a second. Wanted: at least 3 times as fast.
 
-At 32 px (the quickstart's net), 64 px (the laptop's) and 256 px (a narrow net: the paper's would take minutes a step, so
-the ratio there is a lower bound). Floor: a picture is 3 bytes a pixel to read and 12 to write as floats; PNG decoding is
-about 10 ns a pixel.
+At 32 px (the quickstart's net), 64 px (the laptop's) and 256 px (a narrow net: the paper's would take minutes a step,
+so the ratio there is a lower bound). Floor: a picture is 3 bytes a pixel to read and 12 to write as floats; PNG
+decoding is about 10 ns a pixel.
 """
 
 import itertools

@@ -23,8 +23,8 @@ class DataSettings(Settings):
     test_split: str = Field("test", description="split whose captions give the reported numbers")
     transform: str = Field(
         "auto",
-        description="how pictures are cut, resized and normalised: xmcgan, attngan, sg2im or spade, each as its paper's "
-        "released pipeline; auto: the system's own",
+        description="how pictures are cut, resized and normalised: xmcgan, attngan, sg2im or spade, each as its "
+        "paper's released pipeline; auto: the system's own",
     )
     flip: bool | None = Field(None, description="random horizontal flips; none: as the transform was published")
 

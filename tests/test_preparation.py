@@ -20,13 +20,13 @@ from orchestration import preparation as preparation_module
 from orchestration.config import Experiment
 from orchestration.data import picture_files
 from orchestration.data.coco import read_coco
-from orchestration.data.records import Dataset
 from orchestration.data.features import (
     CaptionFeatures,
     check_encodable,
     open_caption_features,
     write_caption_features,
 )
+from orchestration.data.records import Dataset
 from orchestration.errors import RequestError
 from orchestration.evaluation import scenes_net
 from orchestration.home import Home

@@ -353,9 +353,7 @@ class TestRefusals:
 
     def test_data_without_captions(self, experiment: Experiment, home: Home, coco: Path) -> None:
         bare = replace(read_coco(coco, "train"), carries=frozenset({"images", "boxes"}))
-        with pytest.raises(
-            RequestError, match=r"needs captions, which .* does not carry; it carries boxes, images"
-        ):
+        with pytest.raises(RequestError, match=r"needs captions, which .* does not carry; it carries boxes, images"):
             require(experiment, bare)
 
     def test_a_split_that_is_not_there(self, experiment: Experiment, home: Home) -> None:

@@ -9,7 +9,8 @@ from models.parallel import OneRank
 from orchestration.config import Experiment
 from orchestration.data.batches import TrainingStream
 from orchestration.home import Home
-from orchestration.preparation import Preparation, Prepared
+from orchestration.preparation import Preparation
+from orchestration.prepared import Prepared
 from orchestration.recipes import get_recipe
 from orchestration.training.loop import Trainer
 from orchestration.training.state import initial_state

@@ -5,11 +5,13 @@ writing one class that satisfies `System` and one line in `models.registry`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.parallel import Ranks
@@ -57,12 +59,16 @@ class Tokens:
 class Batch:
     """What a data set can carry; what it lacks is None.
 
-    image_ids: (B,) int64; images: (B,3,H,W) in [-1, 1], or normalised as the system's transform says.
+    image_ids: (B,) int64; images: (B,3,H,W) in [-1, 1], or normalised as the system's transform says; text and tokens:
+    of one caption an image, the same one; class_ids: (B,) int64, what images of one class share: the published class,
+    or where there is none the image's own id (other captions of an image are no wrong ones).
     """
 
     image_ids: Tensor
     images: Tensor | None = None
     text: TextFeatures | None = None
+    tokens: Tokens | None = None
+    class_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -73,16 +79,16 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor[rows])
 
 
-DataT = TypeVar("DataT", Batch, TextFeatures)
+DataT = TypeVar("DataT", Batch, TextFeatures, Tokens)
 
 
 def _map_tensors(data: DataT, function: Callable[[Tensor], Tensor]) -> DataT:
     def apply(value: Any) -> Any:
         if isinstance(value, Tensor):
             return function(value)
-        return None if value is None else _map_tensors(value, function)
+        return value if value is None or isinstance(value, str) else _map_tensors(value, function)
 
-    return type(data)(**{field.name: apply(getattr(data, field.name)) for field in fields(data)})
+    return type(data)(**{item.name: apply(getattr(data, item.name)) for item in fields(data)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,8 @@ class Phase:
     `losses` gives one objective for each net in `trains`. Every gradient is taken for that net's own parameters with
     all nets as they were before the turn; then all of them step. That one rule holds both orders the papers use: two
     nets in one phase never see each other's update (XMC-GAN's released code), two phases one after the other do
-    (AttnGAN). `fresh_batch=False` trains on the batch of the phase before.
+    (AttnGAN). `fresh_batch=False` trains on the batch of the phase before, with its noise: the generator is asked for
+    the very pictures that the discriminator just saw.
     """
 
     name: str
@@ -126,12 +133,23 @@ class Phase:
 
 
 class AdamSettings(Settings):
-    """Adam's hyperparameters for one net."""
+    """Adam's hyperparameters for one net.
+
+    decay: factor of the learning rate after each pass over the data, never below least_learning_rate; gradient_norm:
+    the net's whole gradient is scaled down to this norm where it is longer.
+    """
 
     learning_rate: float = Field(gt=0)
     beta_1: float = Field(ge=0, lt=1)
     beta_2: float = Field(ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
+    decay: float = Field(default=1.0, gt=0, le=1)
+    least_learning_rate: float = Field(default=0.0, ge=0)
+    gradient_norm: float | None = Field(default=None, gt=0)
+
+    def rate_after(self, passes: int) -> float:
+        """Learning rate after so many whole passes over the data."""
+        return max(self.learning_rate * self.decay**passes, min(self.least_learning_rate, self.learning_rate))
 
 
 class AverageSettings(Settings):
@@ -150,8 +168,40 @@ class AverageSettings(Settings):
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
-class System(Protocol[ConfigT]):
-    """One paper. Methods are pure: everything they need is in their arguments."""
+class StageMissing(ValueError):
+    """A net is to be built from a trained stage that was not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What earlier stages made, for `build`.
+
+    vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
+    NET.safetensors for each net that the stage trained.
+    """
+
+    vocabulary_size: int = 0
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    def load(self, net: nn.Module, stage: str, name: str) -> nn.Module:
+        """`net` with the stage's weights, frozen, in evaluation mode. On "meta" it stays empty. Raises StageMissing."""
+        net.requires_grad_(False).eval()
+        if any(parameter.is_meta for parameter in net.parameters()):
+            return net
+        if stage not in self.folders:
+            raise StageMissing(f"{name} comes from the trained stage {stage!r}, which was not given")
+        net.load_state_dict(load_file(self.folders[stage] / f"{name}.safetensors"))
+        return net
+
+
+NOTHING = Given()
+
+
+class Trainable(Protocol[ConfigT]):
+    """What can be trained: a paper's GAN, or a part that its GAN needs trained first.
+
+    Methods are pure: everything they need is in their arguments.
+    """
 
     name: str
     """Registry name, e.g. "xmcgan"."""
@@ -163,9 +213,13 @@ class System(Protocol[ConfigT]):
     """What the data must carry: "images", "captions"."""
     transform: str
     """How the paper made its pictures ready, e.g. "xmcgan": a name in `orchestration.data.transforms`."""
+    stages: tuple[str, ...]
+    """Names of the parts that must be trained before it, in order: keys of `Experiment.stages`."""
+    reads: frozenset[str]
+    """How it reads captions: "features" (`Batch.text`), "tokens" (`Batch.tokens`), or both."""
 
-    def build(self, config: ConfigT) -> dict[str, nn.Module]:
-        """Every net by name, trained and frozen; works under `torch.device("meta")`."""
+    def build(self, config: ConfigT, given: Given = NOTHING) -> dict[str, nn.Module]:
+        """Every net by name, trained and frozen; works under `torch.device("meta")`. Raises StageMissing."""
         ...
 
     def optimizers(self, config: ConfigT) -> Mapping[str, AdamSettings]:
@@ -180,16 +234,42 @@ class System(Protocol[ConfigT]):
         """The turns of one iteration, in order."""
         ...
 
-    def sample(self, nets: Nets, config: ConfigT, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
-        """Pictures (B,3,H,W) in [-1, 1] for B captions and B seeds; the same seed and caption give the same picture."""
-        ...
-
     def text_dim(self, config: ConfigT) -> int:
         """Width C of the text features this configuration was built for."""
         ...
 
     def resolution(self, config: ConfigT) -> int:
         """Side of the square pictures, in pixels."""
+        ...
+
+
+class System(Trainable[ConfigT], Protocol[ConfigT]):
+    """One paper's GAN."""
+
+    def sample(self, nets: Nets, config: ConfigT, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+        """Pictures (B,3,H,W) in [-1, 1] for B captions and B seeds; the same seed and caption give the same picture."""
+        ...
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    """A part that says how well pictures and captions fit: judged by R-precision. May also encode captions."""
+
+    def embed(self, nets: Nets, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B,C) of the pictures and (B,C) of their captions: the cosine says how well two fit."""
+        ...
+
+    def encode(self, nets: Nets, tokens: Tokens) -> TextFeatures:
+        """Captions as later nets read them."""
+        ...
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """A part that describes pictures: judged by whether it names what they show."""
+
+    def describe(self, nets: Nets, images: Tensor) -> Tensor:
+        """(B,3,H,W) to word indices (B,T) int64, 0 after the description."""
         ...
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 
+from models.contract import Given
 from orchestration.errors import RequestError
 from orchestration.evaluation.judging import Judge, Verdict, drawer
 from orchestration.home import Home
+from orchestration.painter import checkpoint_encoder, vocabulary_digest
 from orchestration.preparation import Preparation, choose_protocol
 from orchestration.registry import ModelVersion
 from orchestration.stages import Progress, quiet
@@ -38,9 +40,11 @@ def evaluate(
     experiment = checkpoint.experiment
     if source is not None:
         experiment = experiment.replace({"data.source": source})
-    preparation = Preparation(experiment, home, progress)
+    encoder = checkpoint_encoder(checkpoint, home)
+    vocabulary = vocabulary_digest(encoder)
     # Other data may be judged, another text encoder would only seem to work.
-    check_provenance(checkpoint, Provenance(checkpoint.provenance.data_digest, preparation.encoder.digest))
+    check_provenance(checkpoint, Provenance(checkpoint.provenance.data_digest, encoder.digest, vocabulary))
+    preparation = Preparation(experiment, home, progress, encoder=encoder)
     dataset = preparation.dataset(split or experiment.data.test_split)
     protocol = choose_protocol(experiment)
     if protocol == "none":
@@ -48,7 +52,7 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = Judge(
         protocol,
-        preparation.split(dataset),
+        preparation.split(dataset, reads=frozenset({"features"})),
         preparation.judge(protocol),
         samples or experiment.evaluation.samples,
         experiment.evaluation.seed,
@@ -56,7 +60,8 @@ def evaluate(
         experiment.evaluation.real,
     )
     verdicts: list[Verdict] = []
-    for nets in (initial_state(experiment, device).sampling_nets(), load_for_sampling(checkpoint, device)):
+    untrained = initial_state(experiment, device, Given(folders=preparation.parts)).sampling_nets()
+    for nets in (untrained, load_for_sampling(checkpoint, device, vocabulary)):
         progress("judging", len(verdicts), 2)
         verdicts.append(judge(drawer(experiment, nets, device)))
     progress("judging", 2, 2)

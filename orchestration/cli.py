@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from orchestration import data_commands
+from orchestration import data_commands, stage_commands
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
 from orchestration.options import kimg_option, number, repeatable, takes_experiment
@@ -352,6 +352,7 @@ def models(app: App, system: str | None) -> Result:
 
 
 cli.add_command(data_commands.data)
+cli.add_command(stage_commands.stages)
 
 
 def main() -> NoReturn:

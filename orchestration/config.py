@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
-from models.contract import Settings, System
+from models.contract import Settings, System, Trainable
 from models.encoders.text import TextEncoderSettings
-from models.registry import get_system, system_names
+from models.registry import get_system, get_trainable, part_names, system_names
 from orchestration.errors import RequestError
 from orchestration.stages import short_hash
 
@@ -50,6 +50,23 @@ class TrainingSettings(Settings):
     )
 
 
+class WordSettings(Settings):
+    """How captions become word indices, for systems that learn their own words. BERT-conditioned ones ignore it."""
+
+    min_count: int = Field(0, ge=0, description="words seen less often are left out (AttnGAN's released code: 0)")
+    longest: int = Field(
+        18, ge=1, description="words of a caption that are used (AttnGAN's released code: 18 for CUB, 12 for COCO)"
+    )
+    shortening: Literal["random", "first"] = Field(
+        "random",
+        description="which words of a longer caption, where tokens are drawn for training: random ones in their order "
+        "(AttnGAN's released code) or the first. Features of frozen encoders and held-out captions take the first",
+    )
+    file: str | None = Field(
+        None, min_length=1, description="a published word list in its order, for published weights; none: from the data"
+    )
+
+
 class EvaluationSettings(Settings):
     """How a checkpoint is judged while it trains."""
 
@@ -83,23 +100,18 @@ class ResourceSettings(Settings):
     max_failures: int = Field(2, ge=0, description="worker failures after which Ray Train gives up")
 
 
-class Experiment(Settings):
-    """Everything a run depends on. `model` is the system's own settings class."""
+class _Trained(Settings):
+    """A system or part and its own settings class."""
 
-    recipe: str
     system: str
     model: SerializeAsAny[Settings]
-    data: DataSettings = DataSettings()
-    text: TextEncoderSettings = TextEncoderSettings()
-    training: TrainingSettings
-    evaluation: EvaluationSettings = EvaluationSettings()
-    resources: ResourceSettings = ResourceSettings()
 
     @field_validator("system")
     @classmethod
     def _known_system(cls, name: str) -> str:
-        if name not in system_names():
-            raise ValueError(f"no system {name!r}; there are {', '.join(system_names())}")
+        known = [*system_names(), *part_names()]
+        if name not in known:
+            raise ValueError(f"no system {name!r}; there are {', '.join(known)}")
         return name
 
     @field_validator("model", mode="before")
@@ -107,8 +119,30 @@ class Experiment(Settings):
     def _model_of_the_system(cls, value: Any, info: ValidationInfo) -> Any:
         if "system" not in info.data:
             return value
-        config = get_system(info.data["system"]).Config
+        config = get_trainable(info.data["system"]).Config
         return value if isinstance(value, config) else config.model_validate(value)
+
+
+class StageSettings(_Trained):
+    """A part that is trained before the system that needs it."""
+
+    training: TrainingSettings
+
+
+class Experiment(_Trained):
+    """Everything a run depends on. `model` is the system's own settings class.
+
+    stages: the parts that are trained before it, in order; each may use those before.
+    """
+
+    recipe: str
+    data: DataSettings = DataSettings()
+    text: TextEncoderSettings = TextEncoderSettings()
+    words: WordSettings = WordSettings()
+    stages: dict[str, StageSettings] = Field(default_factory=dict)
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    resources: ResourceSettings = ResourceSettings()
 
     @model_validator(mode="after")
     def _pieces_fit(self) -> "Experiment":
@@ -118,16 +152,43 @@ class Experiment(Settings):
                 f"training.batch_size {training.batch_size} cannot be divided among {workers} workers x "
                 f"{training.micro_batches} micro-batches: make it a multiple of {workers * training.micro_batches}"
             )
+        needed = get_trainable(self.system).stages
+        if missing := [name for name in needed if name not in self.stages]:
+            raise ValueError(f"{self.system} needs the trained stage {missing[0]!r}: give it under stages")
         return self
 
+    @property
+    def trainable(self) -> Trainable[Any]:
+        """The system or part this experiment trains."""
+        return get_trainable(self.system)
+
     def get_system(self) -> System[Any]:
-        """The system this experiment trains."""
+        """The system this experiment trains; KeyError for a part."""
         return get_system(self.system)
+
+    def stage(self, name: str) -> "Experiment":
+        """The training of one of its parts, as an experiment of its own: the same for all that share the part."""
+        part = self.stages[name]
+        needed = get_trainable(part.system).stages
+        return self.model_copy(
+            update={
+                "recipe": name,
+                "system": part.system,
+                "model": part.model,
+                "training": part.training,
+                "stages": {earlier: self.stages[earlier] for earlier in needed},
+            }
+        )
 
     @property
     def identity(self) -> str:
         """16 hex digits of everything that changes the mathematics: all but `recipe` and `resources`."""
         return short_hash(self.model_dump(mode="json", exclude={"recipe", "resources"}))
+
+    @property
+    def reads_as(self) -> str:
+        """16 hex digits of all that is made ready before its own training: data, captions, and trained parts."""
+        return short_hash(self.model_dump(mode="json", include={"system", "data", "text", "words", "stages"}))
 
     @property
     def run_name(self) -> str:
@@ -174,12 +235,19 @@ def _container(settings: BaseModel, values: dict[str, Any], path: str) -> tuple[
     parts = path.split(".")
     node: Any = settings
     for depth, part in enumerate(parts):
-        known = list(type(node).model_fields) if isinstance(node, BaseModel) else []
+        known = _names(node)
         if part not in known:
             raise RequestError(_unknown_field(settings, path, parts[:depth], part, known))
         if depth < len(parts) - 1:
-            values, node = values[part], getattr(node, part)
+            values, node = values[part], node[part] if isinstance(node, dict) else getattr(node, part)
     return values, parts[-1]
+
+
+def _names(node: Any) -> list[str]:
+    """The fields of settings, the keys of a table of settings, nothing of a value."""
+    if isinstance(node, BaseModel):
+        return list(type(node).model_fields)
+    return list(node) if isinstance(node, dict) else []
 
 
 def _unknown_field(settings: BaseModel, path: str, parents: list[str], part: str, known: list[str]) -> str:
@@ -196,10 +264,10 @@ def _unknown_field(settings: BaseModel, path: str, parents: list[str], part: str
     return f"there is no field {path!r}; near it: {', '.join(near or [prefix + name for name in known])}"
 
 
-def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[str]:
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
+def _leaves(settings: Any, prefix: str = "") -> Iterator[str]:
+    for name in _names(settings):
+        value = settings[name] if isinstance(settings, dict) else getattr(settings, name)
+        if isinstance(value, BaseModel | dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

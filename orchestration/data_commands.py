@@ -7,10 +7,17 @@ from pathlib import Path
 import click
 
 from orchestration.commands import App, Result, command
-from orchestration.errors import RunError
+from orchestration.errors import RequestError, RunError
 from orchestration.options import number, repeatable
 
 SHEET_PICTURES, SHOWN_PICTURES = 18, 4
+
+
+def _some_place(ctx: click.Context, parameter: click.Parameter, place: str | None) -> str | None:
+    """An empty one, as an unset variable gives it, is not the current folder."""
+    if place == "":
+        raise click.BadParameter("it is empty; name the place to write to")
+    return place
 
 
 class DataGroup(click.Group):
@@ -101,7 +108,14 @@ def check(app: App, source: str, splits: Sequence[str], examples: int, no_pictur
 @command(data, "show")
 @click.argument("source")
 @click.option("--split", default="train", show_default=True, metavar="SPLIT", help="train, val or test.")
-@click.option("--out", type=click.Path(dir_okay=False), default="data.png", show_default=True, help="PNG to draw.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    callback=_some_place,
+    default="data.png",
+    show_default=True,
+    help="PNG to draw.",
+)
 @number("--images", "Images drawn, those that carry the most  [default: 4; 18 on a sheet]", 1, 60)
 @repeatable("--image", "ids", "ID", "Draw this one, by its published id  [default: see --images]")
 @click.option("--sheet", is_flag=True, help="Pictures and captions only, many on one sheet, in file order.")
@@ -123,9 +137,14 @@ def show(app: App, source: str, split: str, out: str, images: int | None, ids: S
 
     progress = app.progress()
     findings = Findings()
-    dataset = open_source(
-        source, split, _home(app, source), lambda done, total: progress("drawing scenes", done, total), findings
-    )
+    try:
+        dataset = open_source(
+            source, split, _home(app, source), lambda done, total: progress("drawing scenes", done, total), findings
+        )
+    except RequestError as error:
+        if not findings.faults:
+            raise
+        raise RequestError(f"{str(error).rstrip('.')} (t2i data check {source} says why).") from error
     drawn: dict[str, list[str]]
     if sheet:
         count = images or SHEET_PICTURES
@@ -170,7 +189,13 @@ def show(app: App, source: str, split: str, out: str, images: int | None, ids: S
     show_default=True,
     help="Pixels compressed without loss, as bytes to be mapped, or left in the published files.",
 )
-@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Folder  [default: below HOME/prepared]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    callback=_some_place,
+    metavar="DIR",
+    help="Folder  [default: below HOME/prepared]",
+)
 @repeatable("--split", "splits", "SPLIT", "train, val or test  [default: all there are]")
 @click.option(
     "--broken",
@@ -201,6 +226,7 @@ def prepare(
       t2i data prepare coco:PATH --size 256
       t2i data prepare coco:PATH --size 256 --broken skip --out coco-256
     """
+    from orchestration.data.checking import number_of
     from orchestration.data.prepare import prepare as run
     from orchestration.data.shard_form import ShardOptions
 
@@ -217,7 +243,8 @@ def prepare(
         say=app.say,
     )
     for split, made in result["splits"].items():
-        app.say(f"{split}: {made['images']:,} images in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB")
+        images, shards = number_of(made["images"], "image"), number_of(made["shards"], "shard")
+        app.say(f"{split}: {images} in {shards}, {made['bytes'] / 1e6:,.1f} MB")
         for reason, count in made["left_out"].items():
             app.say(f"  {count:,} left out: {reason} ({made['left_out_file']})")
     app.say(f"train on it with --data {result['data']}")

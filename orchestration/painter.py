@@ -10,12 +10,31 @@ from torch import Tensor
 
 from models.encoders.image import WeightsMissing
 from models.encoders.text import TextEncoder
-from orchestration.data.features import check_encodable
+from orchestration.data.features import Encoder, check_encodable
+from orchestration.data.word_encoder import WordEncoder, open_word_encoder
 from orchestration.errors import RequestError
 from orchestration.evaluation.distances import to_bytes
 from orchestration.evaluation.judging import drawer
 from orchestration.home import Home
-from orchestration.training.state import Checkpoint, load_for_sampling, open_checkpoint
+from orchestration.training.state import TEXT, Checkpoint, load_for_sampling, open_checkpoint
+
+
+def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") -> Encoder:
+    """What a checkpoint's captions are read with: the trained encoder it holds, or its pretrained one.
+
+    Raises RequestError when that is missing.
+    """
+    if (checkpoint.folder / TEXT).is_dir():
+        return open_word_encoder(checkpoint.folder / TEXT).to(device)
+    try:
+        return TextEncoder(checkpoint.experiment.text, home.encoders).to(device)
+    except WeightsMissing as error:
+        raise RequestError(str(error)) from error
+
+
+def vocabulary_digest(encoder: Encoder) -> str | None:
+    """Digest of the vocabulary that an encoder reads captions with; None for one with its own word pieces."""
+    return encoder.vocabulary.digest if isinstance(encoder, WordEncoder) else None
 
 
 class Painter:
@@ -25,29 +44,27 @@ class Painter:
     with.
     """
 
-    def __init__(self, checkpoint: Checkpoint, encoder: TextEncoder, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, encoder: Encoder, device: torch.device) -> None:
         self.checkpoint, self.encoder = checkpoint, encoder
         self.experiment = checkpoint.experiment
         self.checkpoint_digest = checkpoint.digest
         self.experiment_name = self.experiment.recipe
         self.resolution: int = self.experiment.get_system().resolution(self.experiment.model)
-        self._draw = drawer(self.experiment, load_for_sampling(checkpoint, device), device)
+        nets = load_for_sampling(checkpoint, device, vocabulary_digest(encoder))
+        self._draw = drawer(self.experiment, nets, device)
 
     @classmethod
     def load(cls, checkpoint: Path, home: Path, device: str = "cpu") -> "Painter":
         """The painter of the checkpoint in a folder; `home` is where packaged encoders are unpacked."""
         opened = open_checkpoint(checkpoint)
-        try:
-            encoder = TextEncoder(opened.experiment.text, Home(home).encoders)
-        except WeightsMissing as error:
-            raise RequestError(str(error)) from error
+        encoder = checkpoint_encoder(opened, Home(home), device)
         trained_with = opened.provenance.text_digest
         if encoder.digest != trained_with:
             raise RequestError(
                 f"checkpoint {checkpoint} was trained with the text encoder {trained_with[:12]}, but "
                 f"{opened.experiment.text.name!r} here is {encoder.digest[:12]}: install the same weights"
             )
-        return cls(opened, encoder.to(device), torch.device(device))
+        return cls(opened, encoder, torch.device(device))
 
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """(B,3,H,W) in [-1, 1] for B prompts and B seeds."""

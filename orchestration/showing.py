@@ -11,6 +11,7 @@ from orchestration.data.batches import held_out_captions
 from orchestration.evaluation.distances import to_bytes
 from orchestration.evaluation.judging import drawer
 from orchestration.home import Home
+from orchestration.painter import checkpoint_encoder, vocabulary_digest
 from orchestration.preparation import Preparation
 from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.training.recorder import png_bytes
@@ -33,18 +34,20 @@ def show_checkpoint(
     Captions are drawn from the experiment's test split with the seed. Returns them. Raises RequestError.
     """
     experiment = checkpoint.experiment
-    preparation = Preparation(experiment, home, progress)
-    data = preparation.split(preparation.dataset(experiment.data.test_split)).open()
-    items, chosen = held_out_captions(data.captions, captions, seed)
+    encoder = checkpoint_encoder(checkpoint, home)
+    preparation = Preparation(experiment, home, progress, encoder=encoder)
+    dataset = preparation.dataset(experiment.data.test_split)
+    data = preparation.split(dataset, reads=frozenset({"features"})).open()
+    items, chosen = held_out_captions(data.index, captions, seed)
     real = data.pixels(items)
     device = torch.device("cpu")
-    draw = drawer(experiment, load_for_sampling(checkpoint, device), device)
-    text = data.captions.take(chosen)
+    draw = drawer(experiment, load_for_sampling(checkpoint, device, vocabulary_digest(encoder)), device)
+    text = data.text(chosen)
     drawn = [
         to_bytes(draw(text, [seed + 1000 * sample + index for index in range(captions)])) for sample in range(samples)
     ]
     rows = torch.stack([real, *drawn], 1).permute(0, 1, 3, 4, 2).numpy()
-    texts = [data.captions.texts[caption] for caption in chosen]
+    texts = [data.index.texts[caption] for caption in chosen]
     write_atomically(path, png_bytes(caption_sheet(rows, texts)))
     return texts
 

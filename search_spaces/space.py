@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from search_spaces.reading import parse_checked
+
 Value = bool | int | float | str
 
 
@@ -22,6 +24,7 @@ class Parameter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     field: str = Field(description="the experiment's field it sets")
+    also: tuple[str, ...] = Field((), description="fields that must have the same value, and are set with it")
     kind: Literal["float", "int", "choice"]
     low: float | None = None
     high: float | None = None
@@ -29,6 +32,9 @@ class Parameter(BaseModel):
     values: tuple[Value, ...] | None = None
     paper: Value | None = Field(description="the paper's value; none if it gives none")
     released: Value | None = Field(None, description="the released code's value")
+    by_data: dict[str, Value] = Field(
+        default_factory=dict, description="the documented value on another data set, by its format, such as coco"
+    )
     source: str = Field(min_length=1, description="section, table or figure")
     stage: str = Field(min_length=1, description="what must run again when it changes")
 
@@ -45,10 +51,19 @@ class Parameter(BaseModel):
             raise ValueError("an int needs a whole low and high")
         elif self.log and self.low <= 0:
             raise ValueError("a log range must be above 0")
-        for name in ("paper", "released"):
-            value = getattr(self, name)
+        documented = {"paper": self.paper, "released": self.released, **self.by_data}
+        for name, value in documented.items():
             if value is not None and not self.allows(value):
                 raise ValueError(f"the {name} value {value!r} is outside the range")
+        return self
+
+    @model_validator(mode="after")
+    def _says_its_stage(self) -> Self:
+        if len(set(self.fields)) < len(self.fields):
+            raise ValueError("a field is named twice")
+        stages = [field.split(".")[1] for field in self.fields if field.startswith("stages.")]
+        if stages and self.stage not in stages:
+            raise ValueError(f"stage is {self.stage!r}, but it sets a field of {stages[0]}: write stage: {stages[0]}")
         return self
 
     def allows(self, value: Any) -> bool:
@@ -63,9 +78,19 @@ class Parameter(BaseModel):
         return whole and self.low <= value <= self.high
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field it sets."""
+        return self.field, *self.also
+
+    @property
     def documented(self) -> Value | None:
-        """The paper's value, else the released code's."""
+        """The paper's value, else the released code's, for the data that the system's defaults are for."""
         return self.released if self.paper is None else self.paper
+
+    def documented_on(self, source: str) -> Value | None:
+        """The documented value for data such as "coco:PATH" or "coco-2014:PATH"."""
+        kind = source.partition(":")[0]
+        return self.by_data.get(kind, self.by_data.get(kind.partition("-")[0], self.documented))
 
     def describe(self) -> str:
         """The range in words."""
@@ -101,9 +126,10 @@ class Space(BaseModel):
                 raise ValueError(f"default names {name!r}, which is no parameter")
         owners: dict[str, str] = {}
         for name, parameter in self.parameters.items():
-            other = owners.setdefault(parameter.field, name)
-            if other != name:
-                raise ValueError(f"{other!r} and {name!r} both set {parameter.field}")
+            for field in parameter.fields:
+                other = owners.setdefault(field, name)
+                if other != name:
+                    raise ValueError(f"{other!r} and {name!r} both set {field}")
         return self
 
     def choose(self, names: Iterable[str] = (), ranges: Mapping[str, str] | None = None) -> "Space":
@@ -126,6 +152,10 @@ class Space(BaseModel):
         """One point from an Optuna trial."""
         return {name: parameter.suggest(name, trial) for name, parameter in self.parameters.items()}
 
+    def assignments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The experiment's fields that a point of the space sets, with their values."""
+        return {field: value for name, value in values.items() for field in self._parameter(name).fields}
+
 
 def _narrowed(name: str, parameter: Parameter, text: str) -> Parameter:
     try:
@@ -136,13 +166,13 @@ def _narrowed(name: str, parameter: Parameter, text: str) -> Parameter:
             low, _, high = text.partition(":")
             changes = {"low": float(low), "high": float(high)}
         # The documented values stay in the record of the full space; a narrowed range need not hold them.
-        kept = Parameter.model_construct(**{**parameter.__dict__, **changes, "paper": None, "released": None})
+        kept = Parameter.model_construct(**{**parameter.__dict__, **changes})
         documented = {
-            key: value
+            key: value if (value := getattr(parameter, key)) is not None and kept.allows(value) else None
             for key in ("paper", "released")
-            if (value := getattr(parameter, key)) is not None and kept.allows(value)
         }
-        return Parameter(**{**parameter.__dict__, **changes, "paper": None, "released": None, **documented})
+        by_data = {kind: value for kind, value in parameter.by_data.items() if kept.allows(value)}
+        return Parameter(**{**parameter.__dict__, **changes, **documented, "by_data": by_data})
     except (ValueError, ValidationError, yaml.YAMLError) as error:
         form = "a,b,c" if parameter.kind == "choice" else "low:high"
         raise SpaceError(f"range {text!r} of {name} is none: write it as {name}={form}") from error
@@ -159,32 +189,7 @@ def load_space(system: str) -> Space:
 def parse_space(text: bytes, system: str) -> Space:
     """The space that the text of `search_spaces/SYSTEM.yaml` describes. Raises SpaceError with one sentence."""
     where = f"search_spaces/{system}.yaml"
-    try:
-        # The loader is a safe one: it only refuses more.
-        space = Space.model_validate(yaml.load(text, _StrictLoader))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the file"
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise SpaceError(f"{where} is wrong at {place}: {reason[0].lower()}{reason[1:]}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise SpaceError(f"{where}{line} cannot be read ({reason}): mend the YAML there") from error
+    space = parse_checked(text, where, Space, SpaceError)
     if space.system != system:
         raise SpaceError(f"{where} says system {space.system!r}: write system: {system}, or rename the file")
     return space
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice, where YAML's usual reader keeps the last one in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)

@@ -221,7 +221,7 @@ def test_the_generator_takes_each_noise(noise: str) -> None:
 
 
 def encoder(**changes: Any) -> TextEncoder:
-    return TextEncoder(TextEncoderSettings(**{"vocabulary_size": 11, "embedding_dim": 5, "text_dim": 6, **changes}))
+    return TextEncoder(TextEncoderSettings(**{"embedding_dim": 5, "text_dim": 6, **changes}), vocabulary_size=11)
 
 
 @settings(deadline=None, max_examples=25)

@@ -196,8 +196,10 @@ class TestSources:
         (folder / "annotations" / "captions_train2017.json").write_text('{"images": [')
         report = self.check(folder)
         assert report.counts["train"] == {} and report.counts["val"]["pictures"] == 2
-        assert set(report.findings.counts) == {Kind.FILE_BROKEN}
+        assert report.findings.counts == {Kind.FILE_BROKEN: 1, Kind.SPLIT_UNUSABLE: 1}
         assert "it is cut short" in report.findings.examples[Kind.FILE_BROKEN][0]
+        assert "no usable image in train2017" in report.findings.examples[Kind.SPLIT_UNUSABLE][0]
+        assert report.verdict == f"2 faults of 2 kinds in coco:{folder}: mend them."
         assert set(report.digests) == {"val"}
         assert any(line.split() == ["pictures", "unreadable", "2"] for line in report.lines())
 
@@ -212,6 +214,18 @@ class TestSources:
         monkeypatch.setattr(checking, "FORMATS", {"coco": replace(FORMATS["coco"], splits=lambda _: SPLITS, read=read)})
         report = self.check(tmp_path)
         assert list(report.counts) == list(SPLITS) and report.findings.counts == {Kind.DUPLICATE_ID: 1}
+
+    def test_names_of_any_kind_are_one_line_each(self, tmp_path: Path) -> None:
+        folder = write_tiny_coco(tmp_path / "coco")
+        for name in ("a\nb.png", "\x1b[31m\u202e.png"):
+            (folder / "train2017" / name).write_bytes(PNG)
+        captions = table(folder, "captions_train2017.json")
+        captions["images"].append({**captions["images"][0], "id": 77, "file_name": "x" * 5000})
+        write_table(folder, "captions_train2017.json", captions)
+        lines = list(self.check(folder).lines())
+        assert all(line.isprintable() and len(line) < 700 for line in lines)
+        for part in ("a\\nb.png is listed", "\\x1b[31m\\u202e.png is listed", "xxx ... ", "xxx' among them"):
+            assert any(part in line for line in lines), part
 
     def test_examples_are_as_many_as_wanted(self, tmp_path: Path) -> None:
         folder = write_tiny_coco(tmp_path / "coco")

@@ -34,7 +34,6 @@ from orchestration.training.state import (
 from tests.tiny import (
     CPU,
     PROVENANCE,
-    data_for,
     small_pretrained_nets,
     some_text,
     tensors_of,
@@ -160,7 +159,7 @@ def test_sampling_nets_are_the_averages(trainer: Trainer, original: Path) -> Non
     for net in loaded.values():
         assert not any(module.training for module in net.modules())
         assert not any(parameter.requires_grad for parameter in net.parameters())
-    text = some_text(3, data_for(EXPERIMENT).captions.dim)
+    text = some_text(3, EXPERIMENT.get_system().text_dim(EXPERIMENT.model))
     with torch.inference_mode():
         ours = system.sample(loaded, model, text, [1, 2, 3])
         theirs = system.sample(trainer.state.sampling_nets(), model, text, [1, 2, 3])

@@ -353,13 +353,13 @@ class TestDiskFull:
         t2i("data", "check", TINY_SCENES).refused("only 0 MB are free", code=1)
         assert made(home) == ["data"]
 
-    def test_it_fills_while_features_are_written(
+    def test_it_fills_while_a_stage_is_written(
         self, t2i: T2i, home: Path, coco: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(np, "save", full)
         ended = t2i("train", "xmcgan_scenes32", "--data", f"coco:{coco}", *tiny)
-        ended.refused("text-features", "No space left", "free some", code=1)
-        assert not [path for path in made(home) if "text-features" in path]
+        ended.refused("stage captions", "No space left", "free some", code=1)
+        assert not [path for path in made(home) if "captions" in path]
 
     def test_it_fills_anywhere_else(
         self, t2i: T2i, coco: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch

@@ -162,6 +162,7 @@ def test_narratives_come_from_the_layout_that_says_most(coco: Path) -> None:
     write_lines(folder / shard.format(1), [narrative(4, 2), narrative(555)])
     write_lines(folder / shard.format(0), [narrative(4, 1), narrative(2)])
     write_lines(folder / "coco_val_localized_narratives.jsonl", [narrative(4, 3)])
+    write_lines(folder / "flickr30k_train_localized_narratives.jsonl", [narrative(4, 5)])
     dataset = read_coco(coco, "train")
     assert [said.annotator_id for said in dataset.records[0].narratives or ()] == [1, 2]
     assert dataset.records[2].narratives is None

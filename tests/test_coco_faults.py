@@ -48,7 +48,8 @@ def test_a_captions_file_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPa
     file.write_bytes(WHOLE[:cut])
     message = refusal(lambda: read_coco(root, "val"))
     assert f"{file} cannot be used as COCO captions" in message
-    assert f"it is cut short: the JSON is not closed at its end, byte {cut}" in message or "is not JSON" in message
+    said = f"it is cut short: the JSON is not closed at its end, byte {cut}" if cut else "it is empty"
+    assert said in message or "is not JSON" in message
 
 
 @settings(deadline=None, max_examples=60)
@@ -112,6 +113,12 @@ FAULTS = [
     (break_captions(lambda c: c["images"][2].update(width=0)), Kind.ENTRY_BROKEN, "width: expected `int` >= 1"),
     (break_captions(lambda c: c["images"][2].update(file_name="")), Kind.ENTRY_BROKEN, "file_name: expected `str`"),
     (break_captions(lambda c: c["images"][2].update(file_name="a\0b")), Kind.PICTURE_MISSING, "lacks 1 of the 3"),
+    (
+        break_captions(lambda c: c["images"][2].update(file_name="../val2017/1.png")),
+        Kind.ENTRY_BROKEN,
+        "names the picture '../val2017/1.png', which is not below",
+    ),
+    (break_captions(lambda c: c["images"][2].update(file_name="/etc/hostname")), Kind.ENTRY_BROKEN, "is not below"),
     (break_captions(lambda c: c["images"].append(c["images"][0])), Kind.DUPLICATE_ID, "lists image 4 twice"),
     (break_captions(lambda c: c["annotations"][2].update(id=10)), Kind.DUPLICATE_ID, "lists caption 10 twice"),
     (
@@ -190,6 +197,11 @@ FAULTS = [
         break_panoptic(lambda c: again(c["annotations"][0]["segments_info"])),
         Kind.DUPLICATE_ID,
         "lists segment 197121 of image 2 twice",
+    ),
+    (
+        break_panoptic(lambda c: c["annotations"][0].update(file_name="../../train2017/000000000002.png")),
+        Kind.ENTRY_BROKEN,
+        "panoptic_train2017.json names the picture '../../train2017/000000000002.png', which is not below",
     ),
     # graphs
     (break_graphs, Kind.ANNOTATION_WITHOUT_IMAGE, "the graph of image 77 is of no image that train2017 lists"),
@@ -272,6 +284,36 @@ def test_a_broken_file_leaves_the_others(coco: Path) -> None:
     table(coco, "instances").write_text("")
     with pytest.raises(RequestError, match="has no usable image in train2017"):
         read_coco(coco, "train", Findings())
+
+
+@pytest.mark.parametrize("name", ["captions", "scene_graphs"])
+@pytest.mark.parametrize("link", [True, False])
+def test_a_file_that_cannot_be_read_is_not_one_that_is_not_there(coco: Path, name: str, link: bool) -> None:
+    write_json(table(coco, "instances"), instances_json())
+    file = table(coco, name)
+    file.unlink(missing_ok=True)
+    if link:
+        file.symlink_to(coco / "moved away.json")
+    else:
+        file.mkdir()
+    message = refusal(lambda: read_coco(coco, "train"))
+    assert f"{file} cannot be read (" in message
+    dataset, found = told(coco)
+    assert found[Kind.FILE_BROKEN] == [message] and dataset.records
+
+
+def test_equal_broken_entries_are_told_at_their_own_places(coco: Path) -> None:
+    captions = captions_json()
+    captions["annotations"] += [{"id": "x"}, {"id": "x"}]
+    write_json(table(coco, "captions"), captions)
+    content = table(coco, "captions").read_bytes()
+    first = content.find(b'{"id": "x"}')
+    places = [first, content.find(b'{"id": "x"}', first + 1)]
+    _, found = told(coco)
+    assert [f"(at byte {place})" in said for place, said in zip(places, found[Kind.ENTRY_BROKEN], strict=True)] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("images", [[], [image_json(77)]])

@@ -69,7 +69,7 @@ def test_assignments_set_fields_of_every_type() -> None:
         ("modle.channels=3", "near it: model"),
         ("kimg=3", "near it: training.kimg"),
         ("model.learning_rate=1", "model.generator_optimizer.learning_rate"),
-        ("zzz=1", "recipe, system, model, data"),
+        ("zzz=1", "system, model, recipe, data"),
         ("training.zzz=1", "training.kimg, training.batch_size"),
         ("training.kimg.x=1", "training.kimg is a value"),
         ("model.=1", "no field 'model.'"),
@@ -135,12 +135,14 @@ def test_an_experiment_cannot_be_changed() -> None:
     assert "training" in refusal(lambda: parse_experiment({"recipe": "x", "system": BASE.system, "model": {}}))
 
 
-def leaves(value: BaseModel, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf field by dotted name."""
     found: dict[str, Any] = {}
-    for name in type(value).model_fields:
-        inner = getattr(value, name)
-        found |= leaves(inner, f"{prefix}{name}.") if isinstance(inner, BaseModel) else {f"{prefix}{name}": inner}
+    names = list(value) if isinstance(value, dict) else list(type(value).model_fields)
+    for name in names:
+        inner = value[name] if isinstance(value, dict) else getattr(value, name)
+        deeper = isinstance(inner, BaseModel) or (isinstance(inner, dict) and inner)
+        found |= leaves(inner, f"{prefix}{name}.") if deeper else {f"{prefix}{name}": inner}
     return found
 
 
@@ -153,16 +155,19 @@ def choices(path: str) -> tuple[Any, ...]:
     return get_args(type(owner).model_fields[name].annotation)
 
 
+STAGE = {"system": "damsm", "model": {}, "training": {"kimg": 1, "batch_size": 16}}
+
+
 def another_value(path: str) -> Experiment | None:
     """The base experiment with this one field changed to whatever other value it takes."""
     old = leaves(BASE)[path]
-    guesses = [*choices(path), 2, 0.5, 4, 0.75, 64, "other", "averaged", True, False]
+    guesses = [*choices(path), 2, 0.5, 4, 0.75, 64, "other", "averaged", True, False, {"damsm": STAGE}]
     for guess in guesses:
         try:
             changed = BASE.replace({path: guess})
         except RequestError:
             continue
-        if leaves(changed)[path] != old:
+        if leaves(changed).get(path) != old:
             return changed
     return None
 

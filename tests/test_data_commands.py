@@ -202,6 +202,16 @@ class TestShow:
             ended = t2i("data", "show", f"coco:{coco}", "--out", "file/sheet.png", *option)
             ended.refused("the sheet cannot be written to file/sheet.png (")
 
+    def test_a_place_without_a_name(self, t2i: T2i, coco: Path) -> None:
+        for command in ("show", "prepare"):
+            t2i("data", command, f"coco:{coco}", "--out", "").refused("--out", "it is empty")
+        assert not list(Path.cwd().iterdir())
+
+    def test_a_split_of_which_nothing_is_left(self, t2i: T2i, coco: Path) -> None:
+        (coco / "annotations" / "captions_train2017.json").write_text("{")
+        ended = t2i("data", "show", f"coco:{coco}")
+        ended.refused("no usable image in train2017", f"(t2i data check coco:{coco} says why)")
+
     def test_real_photographs(self, t2i: T2i, shared_data: Path) -> None:
         found = t2i("data", "show", f"coco:{shared_data / 'coco-mini'}", "--split", "val", "--json").json
         assert (found["pictures"], found["captions"]) == (99, 495)
@@ -234,8 +244,8 @@ class TestPrepare:
         assert refused.code == 2 and "000000000003.png is cut short" in refused.err and refused.err.count("\n") == 1
         ended = t2i("data", "prepare", f"coco:{spoilt}", "--size", "16", "--out", "ready", "--broken", "skip")
         assert ended.code == 0
-        assert "train: 2 images in 1 shards" in ended.out and "1 left out: picture cut short (" in ended.out
-        assert "val: 1 images in 1 shards" in ended.out and "1 left out: picture missing (" in ended.out
+        assert "train: 2 images in 1 shard," in ended.out and "1 left out: picture cut short (" in ended.out
+        assert "val: 1 image in 1 shard," in ended.out and "1 left out: picture missing (" in ended.out
 
     def test_wrong_options(self, t2i: T2i, coco: Path, home: Path) -> None:
         for options, parts in (

@@ -33,6 +33,11 @@ RUN_ELSEWHERE = {
     "data check": "tests/test_data_commands.py::test_nothing_is_wrong",
     "data show": "tests/test_data_commands.py::test_scenes",
     "data prepare": "tests/test_data_commands.py::test_prepared_data_is_data",
+    "stages graph": "tests/test_stage_commands.py::test_nothing_is_there_and_nothing_is_run",
+    "stages show": "tests/test_stage_commands.py::test_a_stage_in_full",
+    "stages check": "tests/test_stage_commands.py::test_every_byte_is_read",
+    "stages drop": "tests/test_stage_commands.py::test_the_next_run_computes_it_anew",
+    "stages gc": "tests/test_stage_commands.py::test_what_is_referred_to_is_kept_with_what_it_was_made_from",
     "mlflow": "tests/test_docs.py::test_mlflow_page",
 }
 
@@ -65,6 +70,8 @@ def test_shown_command_is_one(line: str) -> None:
     command, name = cli.commands[words[0]], words[0]
     if isinstance(command, click.Group):
         assert len(words) > 1
+        if words[1] not in command.commands and hasattr(command, "default"):
+            words.insert(1, command.default)
         command, words, name = command.commands[words[1]], words[1:], " ".join(words[:2])
     context = command.make_context(words[0], words[1:])
     assert isinstance(context, click.Context)

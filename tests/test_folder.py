@@ -161,7 +161,10 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, content: bytes | None,
 
 def test_a_folder_of_which_no_line_is_sound_is_refused(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "mine", ('["cats/1.jpg"]', "cats/1.jpg: a cat"))
-    assert "has no usable line" in refusal(lambda: read_folder(root, "train", Findings()))
+    wanted = "captions.jsonl has no usable line; line 1 cannot be used: the whole of it: expected `object`, got `array`"
+    assert wanted in refusal(lambda: read_folder(root, "train", Findings()))
+    (root / LISTING).write_text('{"image": "1.png", "caption": "a cat"}', encoding="utf-16")
+    assert "no usable line; line 1 cannot be used: it is not JSON from byte 0" in refusal(lambda: folder_splits(root))
 
 
 MINE = {"image": "mine.png", "caption": "my own", "split": "train"}
@@ -230,7 +233,7 @@ LINE_FAULTS: dict[str, tuple[Any, Kind, str]] = {
     "no split": (
         {"image": "mine.png", "caption": "my own"},
         Kind.ENTRY_BROKEN,
-        "has no split, as 4 other lines have",
+        "has no split, as 4 of the others have",
     ),
 }
 

@@ -459,6 +459,10 @@ def test_ln_open_images(tmp_path: Path) -> None:
     message = refusal(lambda: read_ln_open_images(tmp_path, "val"))
     assert "lacks 1 of the 2 images that open_images_validation_localized_narratives.jsonl lists" in message
     kept = read_ln_open_images(tmp_path, "val", Findings())
+    (tmp_path / "annotations/open_images_test_localized_narratives.jsonl").unlink()
+    (tmp_path / "annotations/open_images_test_localized_narratives.jsonl").mkdir()
+    with pytest.raises(RequestError, match="has no picture with a narrative in split 'test'"):
+        read_ln_open_images(tmp_path, "test", Findings())
     assert [(record.image_id, record.key) for record in kept.records] == [(1, ids[1])]
 
 

@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "condition_dim": 3,
     "residual_blocks": 1,
 }
-SMALL_STREAM = StreamConfig(vocabulary_size=WORDS, embedding_dim=6, hidden_dim=7)
+SMALL_STREAM = StreamConfig(embedding_dim=6, hidden_dim=7)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ class PlainTrunk(nn.Module):
 
 
 def small_stream(**changes: Any) -> Stream:
-    return Stream(SMALL_STREAM.model_copy(update=changes), PlainTrunk())  # type: ignore[arg-type]
+    return Stream(SMALL_STREAM.model_copy(update=changes), PlainTrunk(), WORDS)  # type: ignore[arg-type]
 
 
 def captions(count: int, longest: int = 5) -> tuple[Tensor, Tensor]:
@@ -72,6 +72,17 @@ def captions(count: int, longest: int = 5) -> tuple[Tensor, Tensor]:
 
 
 # The generator
+
+
+def test_without_global_attention_the_sentence_is_not_attended_to() -> None:
+    """Table 3, "w/o GA": a feature map and its word context, 2C wide, in either form."""
+    for extra in (True, False):
+        glam = GlobalLocalAttention(small(global_attention=False, extra_convolutions=extra))
+        h, words = torch.randn(2, 4, 5, 5), torch.randn(2, 6, 8)
+        padding = torch.zeros(2, 6, dtype=torch.bool)
+        joined, _ = glam(h, words, padding, torch.randn(2, 3))
+        assert glam.out_channels == 8 and joined.shape == (2, 8, 5, 5)
+        assert joined[:, :4].equal(h) and joined[:, 4:].equal(glam.word(h, words, padding)[0])
 
 
 def test_published_sizes() -> None:
@@ -134,7 +145,7 @@ def test_every_setting_has_a_source() -> None:
 
 
 def test_a_word_is_told_from_the_picture_and_the_words_before() -> None:
-    decoder, feature = CaptionDecoder(SMALL_STREAM), torch.randn(2, 6)
+    decoder, feature = CaptionDecoder(SMALL_STREAM, WORDS), torch.randn(2, 6)
     tokens = torch.randint(1, WORDS, (2, 5))
     logits = decoder(feature, tokens)
     assert logits.shape == (2, 5, WORDS)

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestration.data import lettering
 from orchestration.data.lettering import FINE, PAPER, Word, tag, text_block, width_of
 from orchestration.data.overlays import (
     CAPTION_HEIGHT,
@@ -145,6 +146,12 @@ class TestPanels:
         assert [word.text for word in words] == ["cat x2,", "cat (crowd),", "dog"]
         assert [word.text for word in box_panel(View(replace(record, instances=()), tmp_path)).words] == ["no thing"]
 
+    def test_a_subject_is_no_counted_thing(self, record: ImageRecord, tmp_path: Path) -> None:
+        bird = View(replace(record, subject_box=(2.0, 2.0, 20.0, 20.0)), tmp_path)
+        assert box_panel(bird).words == ()
+        nothing = View(replace(record, instances=()), tmp_path)
+        assert [word.text for word in box_panel(nothing).words] == ["no thing"]
+
     def test_a_box_outside_of_the_picture_is_drawn_at_its_edge(self, record: ImageRecord, tmp_path: Path) -> None:
         far = replace(square(0, 0, 1), box=(-50.0, 10.0, 500.0, 500.0), segmentation=None)
         drawing = box_panel(View(replace(record, instances=(far,)), tmp_path)).drawing
@@ -185,11 +192,24 @@ class TestPanels:
         silent = replace(record, narratives=(Narrative(1, "a cat", (), (np.empty((0, 3)),)),))
         assert panels(silent, tmp_path, {})[-1].title == "narrative, no mouse trace"
 
+    def test_a_trace_far_outside_of_the_picture(self, record: ImageRecord, tmp_path: Path) -> None:
+        trace = np.array([[0.1, 0.1, 0.0], [1e308, -1e308, 1.0]])
+        far = replace(record, narratives=(Narrative(1, "a cat", (Utterance("a cat", 0.0, 1.0),), (trace,)),))
+        assert "mouse trace" in panels(far, tmp_path, {})[-1].title
+
     def test_an_arrow_from_subject_to_object(self, record: ImageRecord, tmp_path: Path) -> None:
         panel = graph_panel(View(full(record), tmp_path))
         # A quarter of the way from the middle of the cat (10,10) to that of the dog (65,25).
         assert panel.drawing.getpixel((round(23.75 * SCALE), round(13.75 * SCALE))) == colour_of(0)
         assert [word.text for word in panel.words] == ["cat left of dog"]
+
+    def test_a_predicate_hides_no_name(
+        self, record: ImageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken: list[object] = []
+        monkeypatch.setattr(lettering, "tag", lambda *written: taken.append(written[-1]))
+        graph_panel(View(full(record), tmp_path))
+        assert len(taken) == 3 and all(places is taken[0] for places in taken)
 
     def test_a_large_graph_says_what_is_not_drawn(self, record: ImageRecord, tmp_path: Path) -> None:
         things = tuple(SceneObject(place, f"thing {place}", (), (place, place, 5, 5)) for place in range(30))
@@ -201,7 +221,7 @@ class TestPanels:
 
     def test_a_mask_that_cannot_be_drawn(self, record: ImageRecord, tmp_path: Path) -> None:
         broken = replace(square(1, 1, 5), segmentation=b'{"size": [1, 1], "counts": [1]}')
-        with pytest.raises(RequestError, match="size is"):
+        with pytest.raises(RequestError, match="image 1: 'cat': the segmentation cannot be drawn: size is"):
             panels(replace(record, instances=(broken,)), tmp_path, {})
 
 
@@ -244,7 +264,7 @@ class TestDrawn:
     def test_a_picture_that_does_not_decode(self, record: ImageRecord, tmp_path: Path) -> None:
         (tmp_path / "1.png").write_bytes(b"no picture")
         for draw in (draw_overlays, draw_sheet):
-            with pytest.raises(RequestError, match=r"1\.png does not decode"):
+            with pytest.raises(RequestError, match=r"1\.png does not decode \(it is of no known picture format\)"):
                 draw(dataset_of(tmp_path, record), (record,), tmp_path / "out.png")
         assert not (tmp_path / "out.png").exists()
 

@@ -22,18 +22,22 @@ from orchestration.data import picture_files
 from orchestration.data.coco import read_coco
 from orchestration.data.features import (
     CaptionFeatures,
+    CaptionIndex,
     check_encodable,
     open_caption_features,
+    open_caption_index,
     write_caption_features,
+    write_caption_index,
 )
 from orchestration.data.records import Dataset
 from orchestration.errors import RequestError
 from orchestration.evaluation import scenes_net
 from orchestration.home import Home
 from orchestration.painter import Painter
-from orchestration.preparation import Preparation, Prepared, require
+from orchestration.preparation import Preparation, require
+from orchestration.prepared import Prepared, PreparedSplit
 from orchestration.recipes import get_recipe
-from orchestration.stages import quiet
+from orchestration.stages import Progress, quiet
 from orchestration.training.state import Provenance, initial_state, load_for_sampling, open_checkpoint, save_checkpoint
 from tests.tiny_inputs import CAPTIONS, TINY_DIM, write_tiny_bert, write_tiny_coco
 
@@ -99,6 +103,18 @@ def tree(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
+def features_of(split: PreparedSplit) -> CaptionFeatures:
+    found = split.open().features
+    assert found is not None
+    return found
+
+
+def write_captions(dataset: Dataset, encoder: TextEncoder, folder: Path, progress: Progress = quiet) -> None:
+    """The index and the features, in one folder."""
+    write_caption_index(dataset, folder)
+    write_caption_features(open_caption_index(folder), encoder, folder, progress)
+
+
 class TestFeatures:
     @pytest.fixture(scope="class")
     def encoder(self, bert: Path) -> TextEncoder:
@@ -110,12 +126,16 @@ class TestFeatures:
 
     @pytest.fixture
     def written(self, train: Dataset, encoder: TextEncoder, tmp_path: Path) -> CaptionFeatures:
-        write_caption_features(train, encoder, tmp_path, quiet)
+        write_captions(train, encoder, tmp_path)
         return open_caption_features(tmp_path)
 
-    def test_they_equal_the_encoders(self, written: CaptionFeatures, encoder: TextEncoder) -> None:
+    @pytest.fixture
+    def index(self, written: CaptionFeatures, tmp_path: Path) -> CaptionIndex:
+        return open_caption_index(tmp_path)
+
+    def test_they_equal_the_encoders(self, written: CaptionFeatures, index: CaptionIndex, encoder: TextEncoder) -> None:
         texts = [text for group in CAPTIONS["train"] for text in group]
-        assert list(written.texts) == texts
+        assert list(index.texts) == texts
         assert written.dim == TINY_DIM
         direct, stored = encoder(texts), written.take(np.arange(len(texts)))
         assert torch.equal(stored.lengths, direct.lengths)
@@ -128,27 +148,34 @@ class TestFeatures:
         assert (stored.words[stored.padding()] == 0).all()
         assert (stored.words[~stored.padding()] != 0).any()
 
-    def test_each_image_owns_its_captions(self, written: CaptionFeatures, train: Dataset) -> None:
-        assert written.image_ids.tolist() == [record.image_id for record in train.records]
+    def test_each_image_owns_its_captions(self, index: CaptionIndex, train: Dataset) -> None:
+        assert index.image_ids.tolist() == [record.image_id for record in train.records]
+        # COCO has no classes: only an image's own captions are never wrong ones.
+        assert index.class_ids.tolist() == index.image_ids.tolist()
         for item, group in enumerate(CAPTIONS["train"]):
-            assert written.texts[written.starts[item] : written.starts[item + 1]] == tuple(group)
+            assert index.texts[index.starts[item] : index.starts[item + 1]] == tuple(group)
 
-    def test_a_text_is_stored_once(self, written: CaptionFeatures) -> None:
-        assert len(written.texts) == 5 and len(written.sentence) == 4
-        first, again = (index for index, text in enumerate(written.texts) if text == "a red house")
+    def test_published_classes_are_kept(self, train: Dataset, tmp_path: Path) -> None:
+        records = [replace(record, class_id=7) for record in train.records]
+        write_caption_index(replace(train, records=tuple(records)), tmp_path)
+        assert open_caption_index(tmp_path).class_ids.tolist() == [7, 7, 7]
+
+    def test_a_text_is_stored_once(self, written: CaptionFeatures, index: CaptionIndex) -> None:
+        assert len(index.texts) == 5 and len(written.sentence) == 4
+        first, again = (place for place, text in enumerate(index.texts) if text == "a red house")
         assert written.rows[first] == written.rows[again]
         assert len(written.words) == written.offsets[-1]
 
     def test_rows_are_in_an_order_that_every_process_finds(self, encoder: TextEncoder, tmp_path: Path) -> None:
         texts = [f"a {letter}{other} fish" for letter in "zyxw" for other in "dcba"]
         dataset = read_coco(write_tiny_coco(tmp_path / "coco", {"train": (texts,)}), "train")
-        write_caption_features(dataset, encoder, tmp_path, quiet)
+        write_captions(dataset, encoder, tmp_path)
         rows = open_caption_features(tmp_path).rows
         assert [texts[caption] for caption in np.argsort(rows)] == sorted(texts)
 
     def test_progress_ends_at_all(self, train: Dataset, encoder: TextEncoder, tmp_path: Path) -> None:
         told: list[tuple[str, int, int]] = []
-        write_caption_features(train, encoder, tmp_path, lambda *report: told.append(report))
+        write_captions(train, encoder, tmp_path, lambda *report: told.append(report))
         assert told[-1] == ("text features", 4, 4)
 
     @settings(max_examples=40, deadline=None)
@@ -164,9 +191,7 @@ class TestFeatures:
         words = random.standard_normal((offsets[-1], width)).astype(np.float16)
         sentence = random.standard_normal((count, width)).astype(np.float32)
         rows = random.permutation(count)
-        features = CaptionFeatures(
-            np.arange(count), np.arange(count + 1), ("",) * count, rows, offsets, words, sentence
-        )
+        features = CaptionFeatures(rows, offsets, words, sentence)
         wanted = np.array([index % count for index in choice])
         taken = features.take(wanted)
         assert taken.words.shape == (len(wanted), max(lengths), width)
@@ -182,7 +207,7 @@ class TestFeatures:
     def test_damaged_ones_are_a_sentence(
         self, train: Dataset, encoder: TextEncoder, tmp_path: Path, damage: str
     ) -> None:
-        write_caption_features(train, encoder, tmp_path, quiet)
+        write_captions(train, encoder, tmp_path)
         if damage == "gone":
             (tmp_path / "rows.npy").unlink()
         elif damage == "cut":
@@ -192,11 +217,12 @@ class TestFeatures:
             (tmp_path / "captions.json").write_text("[")
         with pytest.raises(RequestError, match="delete that folder and repeat"):
             open_caption_features(tmp_path)
+            open_caption_index(tmp_path)
 
     def test_an_array_that_would_unpickle_is_refused(
         self, train: Dataset, encoder: TextEncoder, tmp_path: Path
     ) -> None:
-        write_caption_features(train, encoder, tmp_path, quiet)
+        write_captions(train, encoder, tmp_path)
         np.save(tmp_path / "rows.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
         with pytest.raises(RequestError, match="cannot be read"):
             open_caption_features(tmp_path)
@@ -233,7 +259,7 @@ class TestStages:
         second = Preparation(experiment.replace({"text.max_tokens": 5}), home).everything().train
         assert first.pictures == second.pictures
         assert first.features != second.features
-        assert (first.open().captions.longest, second.open().captions.longest) == (8, 5)
+        assert tuple(features_of(split).longest for split in (first, second)) == (8, 5)
 
     def test_another_resolution_makes_other_pictures_of_the_same_features(
         self, experiment: Experiment, home: Home
@@ -254,11 +280,18 @@ class TestStages:
         assert second.provenance.data_digest != first.provenance.data_digest
         assert second.validation.features == first.validation.features
 
-    def test_a_damaged_stage_is_made_again(self, experiment: Experiment, home: Home, counted: dict[str, int]) -> None:
+    def test_a_damaged_stage_is_refused_by_name(
+        self, experiment: Experiment, home: Home, counted: dict[str, int]
+    ) -> None:
         first = Preparation(experiment, home).everything()
-        words = Path(first.train.features) / "words.npy"
+        folder = Path(str(first.train.features))
+        words = folder / "words.npy"
         whole = words.read_bytes()
         words.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(RequestError, match=rf"words\.npy is not what was written.*t2i stages drop {folder.name}"):
+            Preparation(experiment, home).everything()
+        assert counted["encode"] == 2
+        shutil.rmtree(folder)
         assert Preparation(experiment, home).everything() == first
         assert words.read_bytes() == whole
         assert counted["encode"] == 3
@@ -276,7 +309,8 @@ class TestStages:
         with pytest.raises(RequestError, match=r"000000000002\.png is cut short"):
             Preparation(experiment.replace({"data.source": f"coco:{broken}"}), home).everything()
         assert not list(home.stages.glob("pictures-*"))
-        assert not list(home.stages.glob(".pictures-*[!k]"))  # locks stay
+        # Locks stay, and so do the shards that were finished: the next run goes on from them.
+        assert all(path.name.endswith(("-begun", ".lock")) for path in home.stages.glob(".pictures-*"))
 
 
 class TestLabels:
@@ -374,9 +408,9 @@ class TestPainter:
         """Stored features are padded with zeros to the split's longest caption, fresh ones to max_tokens."""
         data = Preparation(experiment, home).everything().train.open()
         painter = Painter.load(checkpoint, home.root)
-        fresh = painter.draw_float(list(data.captions.texts), list(range(5)))
+        fresh = painter.draw_float(list(data.index.texts), list(range(5)))
         nets = load_for_sampling(open_checkpoint(checkpoint), torch.device("cpu"))
-        text: TextFeatures = data.captions.take(np.arange(5))
+        text: TextFeatures = data.text(np.arange(5))
         with torch.inference_mode():
             stored = experiment.get_system().sample(nets, experiment.model, text, list(range(5)))
         assert torch.allclose(fresh, stored, atol=5e-3)

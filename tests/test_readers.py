@@ -68,6 +68,19 @@ def test_a_coco_source_is_opened(coco: Path, tmp_path: Path, monkeypatch: pytest
     assert "no known user" in refusal(lambda: open_source("coco:~nobody-by-this-name/x", "train", tmp_path))
 
 
+def test_what_the_file_system_refuses_is_one_sentence(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("orchestration.data.coco.os.scandir", refused)
+    message = refusal(lambda: open_source(f"coco:{coco}", "train", tmp_path))
+    assert message == f"{coco / 'train2017'} cannot be read (Permission denied); check that it is there and readable."
+    monkeypatch.setattr("orchestration.data.folders.os.access", lambda path, mode: False)
+    assert f"'{coco}' cannot be opened (Permission denied)" in refusal(lambda: FORMATS["coco"].splits(coco))
+
+
 def test_scenes_are_generated_below_home_and_read_as_coco(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +108,11 @@ def test_generated_scenes_carry_everything(tmp_path: Path) -> None:
         assert dataset.carries == {"images", "captions", "boxes", "masks", "stuff", "graph", "narratives", "traces"}
     with pytest.raises(RequestError, match="sise"):
         open_source("scenes:sise=32", "train", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "w\udce9"])
+def test_a_folder_whose_name_is_no_text_is_refused(name: str, tmp_path: Path) -> None:
+    assert "rename the folder" in refusal(lambda: open_source(f"coco:{tmp_path}/{name}", "train", tmp_path))
 
 
 def test_a_new_format_is_one_line(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The order of the data: a pure function of seed and position, well mixed, and the same for any number of workers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,6 @@ from numpy.typing import NDArray
 
 from models.contract import Batch, TextFeatures
 from orchestration.data.batches import CAPTION, CaptionedPictures, TrainingStream, held_out_captions
-from orchestration.data.features import CaptionFeatures
 from orchestration.data.sampler import SeededOrder, derive_seed, mix
 from orchestration.errors import RequestError, RunError
 from tests.tiny import held_pictures, tiny_data
@@ -17,6 +18,8 @@ from tests.tiny import held_pictures, tiny_data
 seeds = st.integers(0, 2**63 - 1)
 quick = settings(deadline=None, max_examples=50)
 DATA = tiny_data()
+assert DATA.features is not None
+FEATURES = DATA.features
 
 
 def positions(start: int, count: int) -> NDArray[np.int64]:
@@ -137,9 +140,9 @@ def test_parts_of_ranks_make_the_global_batch(seed: int, start: int, size: int, 
 def owner_of_sentence(data: CaptionedPictures) -> dict[bytes, set[int]]:
     """The images whose captions have these sentence features."""
     owners: dict[bytes, set[int]] = {}
-    for image, image_id in enumerate(data.captions.image_ids.tolist()):
-        for caption in range(data.captions.starts[image], data.captions.starts[image + 1]):
-            owners.setdefault(data.captions.sentence[data.captions.rows[caption]].tobytes(), set()).add(image_id)
+    for image, image_id in enumerate(data.index.image_ids.tolist()):
+        for caption in range(data.index.starts[image], data.index.starts[image + 1]):
+            owners.setdefault(FEATURES.sentence[FEATURES.rows[caption]].tobytes(), set()).add(image_id)
     return owners
 
 
@@ -159,9 +162,9 @@ def test_a_caption_and_its_pixels_belong_to_the_image(seed: int, start: int) -> 
 
 
 def test_words_are_the_captions_own_and_padding_is_zero() -> None:
-    captions = DATA.captions
-    text = captions.take(np.arange(len(captions.texts)))
-    assert text.words.shape == (len(captions.texts), captions.longest, captions.dim)
+    captions = FEATURES
+    text = captions.take(np.arange(len(DATA.index.texts)))
+    assert text.words.shape == (len(DATA.index.texts), captions.longest, captions.dim)
     for caption, row in enumerate(captions.rows):
         length = int(captions.offsets[row + 1] - captions.offsets[row])
         assert text.lengths[caption] == length
@@ -173,16 +176,16 @@ def test_words_are_the_captions_own_and_padding_is_zero() -> None:
 
 def test_every_caption_is_drawn_and_about_equally() -> None:
     stream = TrainingStream(DATA, 5, flip=False)
-    passes, owned = 300, np.diff(DATA.captions.starts)
+    passes, owned = 300, np.diff(DATA.index.starts)
     _, text = whole(stream.batch(0, passes * len(DATA)))
     seen: dict[bytes, int] = {}
     for sentence in text.sentence.numpy():
         seen[sentence.tobytes()] = seen.get(sentence.tobytes(), 0) + 1
-    assert len(seen) == len(DATA.captions.texts)
+    assert len(seen) == len(DATA.index.texts)
     for image, count in enumerate(owned.tolist()):
         chance = 1 / count
-        for caption in range(DATA.captions.starts[image], DATA.captions.starts[image + 1]):
-            drawn = seen[DATA.captions.sentence[DATA.captions.rows[caption]].tobytes()]
+        for caption in range(DATA.index.starts[image], DATA.index.starts[image + 1]):
+            drawn = seen[FEATURES.sentence[FEATURES.rows[caption]].tobytes()]
             assert abs(drawn - passes * chance) <= 5 * (passes * chance * (1 - chance)) ** 0.5
 
 
@@ -198,13 +201,13 @@ def test_half_of_the_pictures_are_flipped_or_none() -> None:
 
 def test_held_out_captions_cover_the_split_before_any_comes_again() -> None:
     size = len(DATA)
-    items, captions = held_out_captions(DATA.captions, 2 * size + 5, seed=1)
+    items, captions = held_out_captions(DATA.index, 2 * size + 5, seed=1)
     assert sorted(items[:size].tolist()) == sorted(items[size : 2 * size].tolist()) == list(range(size))
-    starts = DATA.captions.starts
+    starts = DATA.index.starts
     assert ((starts[items] <= captions) & (captions < starts[items + 1])).all()
-    again = held_out_captions(DATA.captions, 7, seed=1)
+    again = held_out_captions(DATA.index, 7, seed=1)
     assert again[0].tolist() == items[:7].tolist() and again[1].tolist() == captions[:7].tolist()
-    assert held_out_captions(DATA.captions, 7, seed=2)[0].tolist() != items[:7].tolist()
+    assert held_out_captions(DATA.index, 7, seed=2)[0].tolist() != items[:7].tolist()
 
 
 def test_no_pass_is_ordered_by_the_bits_that_choose_captions() -> None:
@@ -217,13 +220,16 @@ def test_no_pass_is_ordered_by_the_bits_that_choose_captions() -> None:
 
 def test_data_that_does_not_belong_together_is_refused() -> None:
     with pytest.raises(RunError, match="different data"):
-        CaptionedPictures(held_pictures(np.zeros((24, 3, 32, 32), np.uint8), DATA.image_ids + 1), DATA.captions)
-    old = DATA.captions
-    starts = old.starts.copy()
+        CaptionedPictures(held_pictures(np.zeros((24, 3, 32, 32), np.uint8), DATA.image_ids + 1), DATA.index)
+    starts = DATA.index.starts.copy()
     starts[3] = starts[2]
-    silent = CaptionFeatures(old.image_ids, starts, old.texts, old.rows, old.offsets, old.words, old.sentence)
     with pytest.raises(RequestError, match="image 114 has no caption"):
-        CaptionedPictures(DATA.pictures, silent)
+        CaptionedPictures(DATA.pictures, replace(DATA.index, starts=starts))
+    features = replace(FEATURES, rows=FEATURES.rows[1:])
+    with pytest.raises(RunError, match="captions and features were prepared from different data"):
+        CaptionedPictures(DATA.pictures, DATA.index, features)
+    with pytest.raises(RunError, match="no text features were prepared"):
+        CaptionedPictures(DATA.pictures, DATA.index).text(np.array([0]))
 
 
 def test_a_batch_is_sliced_and_moved_whole() -> None:

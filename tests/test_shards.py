@@ -507,3 +507,8 @@ def test_the_smallest_of_temporary_names_is_known() -> None:
     """Whatever is written here is written under a name that the next run removes."""
     for name in ("shard-00000.arrow", "shard-100000.json", "records.arrow", PLAN, MANIFEST, LEFT_OUT):
         assert shard_writing._TEMPORARY.fullmatch(shard_writing.hidden_sibling(Path(name)).name)
+
+
+def test_a_whole_file_that_is_broken_is_refused_even_where_items_may_be_left_out() -> None:
+    with pytest.raises(RequestError, match=r"^captions\.json is cut short\.$"):
+        LeftOut()(Problem(Kind.FILE_BROKEN, "captions.json is cut short."))

@@ -202,7 +202,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory
     cut = int(place * len(TEXTS[name]))
     (root / f"{name}.json").write_bytes(TEXTS[name][:cut])
     message = refusal(lambda: read_visual_genome(root, "train"))
-    assert f"{name}.json cannot be used as" in message and f"byte {cut}" in message
+    assert f"{name}.json cannot be used as" in message and ("it is empty", f"byte {cut}")[cut > 0] in message
 
 
 @settings(deadline=None, max_examples=150)

@@ -1,13 +1,18 @@
-"""A tiny experiment of every registered system, and random data that needs no encoder, no reader and no disk.
+"""A tiny experiment of every registered system and part, and random data that needs no encoder, no reader, no disk.
 
-A system's tiny settings are its own defaults with every field that `SHRUNK` knows made small, so that a new system is
-tested without a word here. One that has sizes of other names fails with a sentence that says what to add.
+Tiny settings are the published defaults with every field that `SHRUNK` knows made small, so that a new system is tested
+without a word here. One that has sizes of other names fails with a sentence that says what to add. The parts that a
+system needs trained first are given as they are initialised.
 """
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,72 +21,100 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.contract import Batch, Settings, TextFeatures, parameter_count
+from models.contract import Batch, Given, Matcher, Settings, TextFeatures, parameter_count
 from models.encoders.image import PretrainedImageSettings
+from models.encoders.trunk import ImageTrunkSettings
 from models.parallel import OneRank, Ranks
-from models.registry import get_system
+from models.registry import get_trainable
 from orchestration.config import (
     DataSettings,
     EvaluationSettings,
     Experiment,
     ResourceSettings,
+    StageSettings,
     TrainingSettings,
 )
 from orchestration.data.batches import CaptionedPictures, TrainingStream
-from orchestration.data.features import CaptionFeatures
+from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
 from orchestration.data.pictures import Pictures
 from orchestration.data.records import Dataset, ImageRecord
 from orchestration.data.sampler import derive_seed
 from orchestration.data.shards import ShardOptions, write_shards
 from orchestration.data.transforms import TRANSFORMS
-from orchestration.preparation import Prepared, PreparedSplit
+from orchestration.data.vocabulary import Vocabulary, save_vocabulary
+from orchestration.prepared import Prepared, PreparedSplit, TokenSource
 from orchestration.training.loop import RunningMeans, Trainer
-from orchestration.training.state import Provenance, initial_state
+from orchestration.training.state import Provenance, build_nets, initial_state
 from orchestration.training.worker import Job
 
 CPU = torch.device("cpu")
-SHRUNK: dict[str, Any] = {"resolution": 32, "channels": 2, "text_dim": 8, "noise_dim": 4, "sentence_dim": 4}
+SHRUNK: dict[str, Any] = {
+    "resolution": 32,
+    "channels": 2,
+    "generator_channels": 4,
+    "discriminator_channels": 2,
+    "residual_blocks": 1,
+    "text_dim": 8,
+    "noise_dim": 4,
+    "sentence_dim": 4,
+    "condition_dim": 3,
+    "embedding_dim": 6,
+    "hidden_dim": 7,
+}
+STAND_INS: dict[type[Settings], Settings] = {
+    PretrainedImageSettings: PretrainedImageSettings(side=32),
+    ImageTrunkSettings: ImageTrunkSettings(name="efficientnet-lite0", weights="random", side=32),
+}
 CARRIED = frozenset({"images", "captions"})
 MOST_PARAMETERS = 300_000
 PROVENANCE = Provenance("d" * 64, "e" * 64)
+TRAINING = TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32")
 
 
-def tiny_settings(config: type[Settings]) -> Settings:
-    """The defaults of a settings class with every known size made small."""
+def tiny_settings(config: type[Settings], defaults: Settings | None = None) -> Settings:
+    """The defaults of a settings class, or these, with every known size made small, in settings within it too."""
     values: dict[str, Any] = {}
     for name, info in config.model_fields.items():
         if name in SHRUNK:
             values[name] = SHRUNK[name]
-        elif info.annotation is PretrainedImageSettings:
-            values[name] = PretrainedImageSettings(side=32)
-        elif info.is_required():
+            continue
+        if defaults is None and info.is_required():
             raise AssertionError(
                 f"{config.__name__}.{name} has no default and tests/tiny.py knows no small value: add it to SHRUNK"
             )
+        value = info.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
+        if isinstance(value, Settings):
+            value = STAND_INS.get(type(value)) or tiny_settings(type(value), value)
+        values[name] = value
     return config(**values)
 
 
-def tiny_experiment(system_name: str, **changes: object) -> Experiment:
+def tiny_experiment(name: str, **changes: object) -> Experiment:
     """An experiment with batch 16 of 32 px pictures; in `changes` a double underscore stands for a dot."""
-    system = get_system(system_name)
-    if unknown := system.needs - CARRIED:
-        raise AssertionError(f"{system_name} needs {sorted(unknown)}: teach `tiny_data` in tests/tiny.py to make them")
+    trainable = get_trainable(name)
+    if unknown := trainable.needs - CARRIED:
+        raise AssertionError(f"{name} needs {sorted(unknown)}: teach `tiny_data` in tests/tiny.py to make them")
     experiment = Experiment(
         recipe="tiny",
-        system=system_name,
-        model=tiny_settings(system.Config),
+        system=name,
+        model=tiny_settings(trainable.Config),
         data=DataSettings(),
-        training=TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32"),
+        stages={
+            part: StageSettings(system=part, model=tiny_settings(get_trainable(part).Config), training=TRAINING)
+            for part in trainable.stages
+        },
+        training=TRAINING,
         evaluation=EvaluationSettings(protocol="none"),
         resources=ResourceSettings(threads=1),
-    ).replace({name.replace("__", "."): value for name, value in changes.items()})
+    ).replace({field.replace("__", "."): value for field, value in changes.items()})
     with torch.device("meta"), small_pretrained_nets():
-        nets = system.build(experiment.model)
+        nets = trainable.build(experiment.model)
     size = sum(parameter_count(net) for net in nets.values())
     if size > MOST_PARAMETERS:
-        raise AssertionError(f"the tiny {system_name} has {size} parameters: add its size fields to tests/tiny.py")
+        raise AssertionError(f"the tiny {name} has {size} parameters: add its size fields to tests/tiny.py")
     return experiment
 
 
@@ -92,9 +125,7 @@ class SmallImageNet(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 4, stride=4)
         self.linear = nn.Linear(4 * 16, 6)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(torch.arange(parameter.numel()).add(1.0).mul(12.9898).sin().view_as(parameter) / 3)
+        fix_weights(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         maps = nn.functional.adaptive_avg_pool2d(torch.tanh(self.conv(pixels)), 4)
@@ -102,10 +133,35 @@ class SmallImageNet(nn.Module):
         return features
 
 
+class SmallTrunk(nn.Module):
+    """Stands in for EfficientNet-lite0 as a trunk: fixed weights, (B,3,S,S) to (B,112,S/8,S/8) and (B,1280)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 112, 8, stride=8)
+        self.linear = nn.Linear(112, 1280)
+        fix_weights(self)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        regions = torch.tanh(self.conv(pixels))
+        return regions, self.linear(regions.mean((2, 3)))
+
+
+def fix_weights(net: nn.Module) -> None:
+    """The same numbers in every process, between -1/3 and 1/3."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64)
+            parameter.copy_(numbers.add(1.0).mul(12.9898).sin().view_as(parameter) / 3)
+
+
 @contextmanager
 def small_pretrained_nets() -> Iterator[None]:
-    """In here every pretrained image net is a `SmallImageNet`: no weights are read."""
-    with patch("models.encoders.image._load", lambda settings: SmallImageNet()):
+    """In here every pretrained image net is a `SmallImageNet`, every trunk a `SmallTrunk`: no weights are read."""
+    with (
+        patch("models.encoders.image._load", lambda settings: SmallImageNet()),
+        patch("models.encoders.trunk._load", lambda settings: SmallTrunk()),
+    ):
         yield
 
 
@@ -121,9 +177,15 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
     rows = random.permutation(captions).astype(np.int64)
     words = random.standard_normal((int(offsets[-1]), text_dim)).astype(np.float16)
     sentence = random.standard_normal((captions, text_dim)).astype(np.float32)
-    texts = tuple(f"caption {index}" for index in range(captions))
+    # From two words to more than are used; two images a class.
+    texts = tuple(" ".join(f"number {index} of all captions".split()[: 2 + index % 4]) for index in range(captions))
+    index = CaptionIndex(image_ids, np.arange(images, dtype=np.int64) // 2, starts, texts)
+    vocabulary = Vocabulary(("<end>", *sorted({word for text in texts for word in text.split()})))
     return CaptionedPictures(
-        held_pictures(pixels, image_ids), CaptionFeatures(image_ids, starts, texts, rows, offsets, words, sentence)
+        held_pictures(pixels, image_ids),
+        index,
+        CaptionFeatures(rows, offsets, words, sentence),
+        CaptionTokens(index, vocabulary, 4, "random"),
     )
 
 
@@ -134,8 +196,8 @@ class HeldPictures:
     pixels: NDArray[np.uint8]
     image_ids: NDArray[np.int64]
 
-    def pictures(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self.pixels[rows]
+    def pictures(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        return list(self.pixels[rows])
 
 
 def held_pictures(pixels: NDArray[np.uint8], image_ids: NDArray[np.int64]) -> Pictures:
@@ -144,9 +206,50 @@ def held_pictures(pixels: NDArray[np.uint8], image_ids: NDArray[np.int64]) -> Pi
 
 
 def data_for(experiment: Experiment) -> CaptionedPictures:
-    """Tiny data of the widths that the experiment's system was built for."""
-    system = experiment.get_system()
-    return tiny_data(text_dim=system.text_dim(experiment.model), resolution=system.resolution(experiment.model))
+    """Tiny data of the widths that the experiment's system was built for; captions only as it says it reads them."""
+    data, reads = _whole_data(experiment), experiment.trainable.reads
+    features, tokens = data.features, data.tokens
+    return CaptionedPictures(
+        data.pictures, data.index, features if "features" in reads else None, tokens if "tokens" in reads else None
+    )
+
+
+def _whole_data(experiment: Experiment) -> CaptionedPictures:
+    trainable, model = experiment.trainable, experiment.model
+    return tiny_data(text_dim=trainable.text_dim(model), resolution=trainable.resolution(model))
+
+
+def tiny_given(experiment: Experiment) -> Given:
+    """What the experiment's nets are built from: its parts as they are initialised, the same in every process."""
+    tokens = _whole_data(experiment).tokens
+    assert tokens is not None
+    return _given(experiment, len(tokens.vocabulary))
+
+
+def _given(experiment: Experiment, words: int) -> Given:
+    parts = {name: experiment.stage(name) for name in experiment.trainable.stages}
+    return Given(words, {name: _untrained(part, words) for name, part in parts.items()})
+
+
+def _untrained(part: Experiment, words: int) -> Path:
+    """The folder that training the part would leave, with the weights that it would start from."""
+    folder = _parts_folder() / f"{part.system}-{part.identity}-{words}"
+    if folder.exists():
+        return folder
+    with in_dtype(torch.float32), torch.random.fork_rng(devices=[]), small_pretrained_nets():
+        nets = build_nets(part, _given(part, words))
+    folder.mkdir()
+    for name in part.trainable.optimizers(part.model):
+        save_file(nets[name].state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+@cache
+def _parts_folder() -> Path:
+    """This process's own, removed when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-parts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def some_text(count: int, dim: int = 8, longest: int = 6, seed: int = 0) -> TextFeatures:
@@ -163,20 +266,27 @@ class WideStream(TrainingStream):
 
     def batch(self, start: int, count: int) -> Batch:
         narrow, dtype = super().batch(start, count), torch.get_default_dtype()
-        assert narrow.images is not None and narrow.text is not None
-        text = TextFeatures(narrow.text.words.to(dtype), narrow.text.lengths, narrow.text.sentence.to(dtype))
-        return Batch(narrow.image_ids, narrow.images.to(dtype), text)
+        images, text = narrow.images, narrow.text
+        assert images is not None
+        if text is not None:
+            text = TextFeatures(text.words.to(dtype), text.lengths, text.sentence.to(dtype))
+        return replace(narrow, images=images.to(dtype), text=text)
 
 
 @contextmanager
-def float64() -> Iterator[None]:
-    """Nets, noise and `WideStream` batches made in here are float64."""
+def in_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Nets, noise and `WideStream` batches made in here are of this type."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def float64() -> AbstractContextManager[None]:
+    """`in_dtype` of double precision."""
+    return in_dtype(torch.float64)
 
 
 class TermLog(RunningMeans):
@@ -203,7 +313,7 @@ def tiny_trainer(
             return change(super().batch(start, count))
 
     with small_pretrained_nets():
-        state = initial_state(experiment, CPU)
+        state = initial_state(experiment, CPU, tiny_given(experiment))
     stream = Stream(data_for(experiment), derive_seed(experiment.training.seed, 0), experiment.data.flip)
     trainer = Trainer(experiment, state, stream, CPU, ranks or OneRank())
     trainer.means = TermLog()
@@ -244,26 +354,26 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
     dataset = Dataset("tiny", "train", published, tuple(records), frozenset({"images"}), PROVENANCE.data_digest)
     # Compressed, and with random cuts: runs that resume on these resume on anything simpler.
     write_shards(dataset, ShardOptions("attngan", side, "png"), pictures)
-    captions = data.captions
-    arrays: dict[str, NDArray[Any]] = {
-        name: getattr(captions, name) for name in ("image_ids", "starts", "rows", "offsets", "words", "sentence")
-    }
-    for name, array in arrays.items():
-        np.save(features / f"{name}.npy", array)
-    (features / "captions.json").write_text(json.dumps(captions.texts))
-    return PreparedSplit(str(pictures), str(published), str(features))
+    index, found, tokens = data.index, data.features, data.tokens
+    for name in ("image_ids", "class_ids", "starts"):
+        np.save(features / f"{name}.npy", getattr(index, name))
+    for name in ("rows", "offsets", "words", "sentence") if found is not None else ():
+        np.save(features / f"{name}.npy", getattr(found, name))
+    (features / "captions.json").write_text(json.dumps(index.texts))
+    source = None
+    if tokens is not None:
+        vocabulary = features / "vocabulary.json"
+        save_vocabulary(tokens.vocabulary, vocabulary)
+        source = TokenSource(str(vocabulary), tokens.longest, tokens.shortening)
+    return PreparedSplit(str(pictures), str(published), str(features), None if found is None else str(features), source)
 
 
 def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Job:
-    """A job whose data lies in `folder`/data (written once) and whose run is `folder`/run."""
-    data = folder / "data"
-    splits = {
-        name: PreparedSplit(*(str(data / name / part) for part in ("pictures", "published", "features")))
-        for name in ("train", "validation")
-    }
-    if not data.exists():
-        for name in splits:
-            write_split(data / name, data_for(experiment))
-    (folder / "run").mkdir(exist_ok=True)
-    prepared = Prepared(splits["train"], splits["validation"], PROVENANCE, protocol, None)
+    """A job in a new folder: its data in `folder`/data, its run in `folder`/run."""
+    (folder / "run").mkdir(parents=True)
+    train, validation = (write_split(folder / "data" / name, data_for(experiment)) for name in ("train", "validation"))
+    given = tiny_given(experiment)
+    parts = tuple((name, str(part)) for name, part in given.folders.items())
+    text = next((part for name, part in parts if isinstance(get_trainable(name), Matcher)), None)
+    prepared = Prepared(train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text)
     return Job(experiment, prepared, str(folder / "run"), 1)

@@ -14,11 +14,11 @@ from models.losses.damsm import MatchingSettings
 
 
 class TextEncoderSettings(Settings):
-    """The bidirectional LSTM that reads captions."""
+    """The bidirectional LSTM that reads captions.
 
-    vocabulary_size: int = Field(
-        5450, ge=2, description="words, with 0 for padding; published: 5450 for CUB, 27297 for COCO"
-    )
+    How many words it knows is the data's to say; published, with padding: 5450 for CUB, 27297 for COCO.
+    """
+
     embedding_dim: int = Field(300, ge=1, description="width of a word's embedding (released: 300)")
     text_dim: int = Field(
         256, ge=2, description="D, width of word and sentence features: half from each direction (section 3.2)"
@@ -43,16 +43,19 @@ class DAMSMConfig(Settings):
         "the released training lets its batch-norm statistics drift",
     )
     matching: MatchingSettings = Field(MatchingSettings(), description="the loss")
+    resolution: int = Field(
+        256,
+        ge=8,
+        description="side of the pictures it is shown, which the trunk resizes to its own: 256 as the GAN's, so that "
+        "both read the same prepared pictures (released: cuts of 299)",
+    )
     optimizer: AdamSettings = Field(
-        AdamSettings(learning_rate=2e-3, beta_1=0.5, beta_2=0.999),
-        description="released, made anew each epoch with the next learning rate",
-    )
-    learning_rate_decay: float = Field(
-        0.98, gt=0, le=1, description="factor of the learning rate after each epoch (released)"
-    )
-    least_learning_rate: float = Field(2e-4, gt=0, description="the learning rate decays down to this (released)")
-    text_gradient_norm: float = Field(
-        0.25, gt=0, description="largest norm of the text encoder's gradient (released; the image encoder's is free)"
+        AdamSettings(
+            learning_rate=2e-3, beta_1=0.5, beta_2=0.999, decay=0.98, least_learning_rate=2e-4, gradient_norm=0.25
+        ),
+        description="of both encoders (released values); gradient_norm is for the text encoder alone, the image "
+        "encoder's is free (released). The released code makes Adam anew each epoch, which forgets its moments; here "
+        "they are kept",
     )
 
 
@@ -63,6 +66,9 @@ class AttnGANConfig(CascadeSettings):
         5.0, ge=0, description="lambda, weight of DAMSM's loss of the last picture (section 4: 5 for CUB, 50 for COCO)"
     )
     matching: MatchingSettings = Field(MatchingSettings(), description="DAMSM's loss as the generator pays it")
+    trunk: ImageTrunkSettings = Field(
+        ImageTrunkSettings(), description="the frozen net under DAMSM's image encoder: that of the trained stage"
+    )
 
 
 CUB = AttnGANConfig()

@@ -11,13 +11,14 @@ from models.contract import TextFeatures
 class TextEncoder(nn.Module):
     """Word ids to `TextFeatures`: each word's two hidden states, and the last state of each direction as sentence.
 
-    Captions may come in any order; what one caption gives does not depend on the others.
+    Captions may come in any order; what one caption gives does not depend on the others. vocabulary_size: words it
+    knows, with 0 for padding.
     """
 
-    def __init__(self, settings: TextEncoderSettings) -> None:
+    def __init__(self, settings: TextEncoderSettings, vocabulary_size: int) -> None:
         super().__init__()
         self.settings = settings
-        self.embedding = nn.Embedding(settings.vocabulary_size, settings.embedding_dim)
+        self.embedding = nn.Embedding(vocabulary_size, settings.embedding_dim)
         self.lstm = nn.LSTM(
             settings.embedding_dim, settings.text_dim // 2, num_layers=1, batch_first=True, bidirectional=True
         )

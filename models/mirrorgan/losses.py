@@ -21,7 +21,8 @@ def stream_objective(
     """L_stream of pictures' trunk features and their captions (B,T): the captioner's own training, and G's."""
     logits = stream(features, tokens)
     loss = stream_loss(logits, tokens, lengths, config.loss, ranks)
-    return Objective(loss, {"stream": loss.detach(), "stream_accuracy": word_accuracy(logits, tokens, lengths)})
+    accuracy = word_accuracy(logits, tokens, lengths, ranks)
+    return Objective(loss, {"stream": loss.detach(), "stream_accuracy": accuracy})
 
 
 def generator_objective(

@@ -35,25 +35,25 @@ class GlobalLocalAttention(nn.Module):
     """GLAM: the feature map with its word and its sentence context (MirrorGAN, section 3.2).
 
     The released form brings the three maps of width C to 2C by a 1x1 convolution; the paper's equation 3 concatenates
-    them, 3C wide.
+    them, 3C wide. Without global attention (table 3) there are two maps, 2C wide.
     """
 
     def __init__(self, config: MirrorGANConfig) -> None:
         super().__init__()
         channels = config.generator_channels
         self.word = WordAttention(channels, config.text_dim, config.legacy_mask)
-        self.sentence = SentenceAttention(config)
-        self.out_channels = (2 if config.extra_convolutions else 3) * channels
-        self.fusion_conv = (
-            nn.Conv2d(3 * channels, self.out_channels, 1, bias=False) if config.extra_convolutions else nn.Identity()
-        )
+        self.sentence = SentenceAttention(config) if config.global_attention else None
+        fuses = config.global_attention and config.extra_convolutions
+        self.out_channels = (3 if config.global_attention and not fuses else 2) * channels
+        self.fusion_conv = nn.Conv2d(3 * channels, self.out_channels, 1, bias=False) if fuses else nn.Identity()
 
     def forward(self, h: Tensor, words: Tensor, padding: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """h: (B,C,H,W), words: (B,T,D), condition: (B,K). Returns (B,out_channels,H,W) and word weights (B,T,H,W)."""
         word_context, weights = self.word(h, words, padding)
-        sentence_context, _ = self.sentence(h, condition)
-        joined = torch.cat([h, word_context.to(h.dtype), sentence_context], 1)
-        return self.fusion_conv(joined), weights
+        maps = [h, word_context.to(h.dtype)]
+        if self.sentence is not None:
+            maps.append(self.sentence(h, condition)[0])
+        return self.fusion_conv(torch.cat(maps, 1)), weights
 
 
 class AttentionStage(LaterStage):

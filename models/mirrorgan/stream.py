@@ -17,13 +17,16 @@ LONGEST_DESCRIPTION = 20
 
 
 class CaptionDecoder(nn.Module):
-    """An LSTM that reads the image feature, then the words, and predicts each next word (equation 6)."""
+    """An LSTM that reads the image feature, then the words, and predicts each next word (equation 6).
 
-    def __init__(self, config: StreamConfig) -> None:
+    vocabulary_size: words it knows, with 0 for padding.
+    """
+
+    def __init__(self, config: StreamConfig, vocabulary_size: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_dim)
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_dim)
         self.lstm = nn.LSTM(config.embedding_dim, config.hidden_dim, num_layers=1, batch_first=True)
-        self.linear = nn.Linear(config.hidden_dim, config.vocabulary_size)
+        self.linear = nn.Linear(config.hidden_dim, vocabulary_size)
 
     def train(self, mode: bool = True) -> "CaptionDecoder":
         """Always in training mode: nothing here depends on it, and cuDNN gives LSTMs a gradient in no other."""
@@ -60,11 +63,11 @@ class Stream(nn.Module):
     The trunk is a net of its own, so that what is trained and saved here is trained here.
     """
 
-    def __init__(self, config: StreamConfig, trunk: ImageTrunk) -> None:
+    def __init__(self, config: StreamConfig, trunk: ImageTrunk, vocabulary_size: int) -> None:
         super().__init__()
         self.image_proj = nn.Linear(trunk.pooled_dim, config.embedding_dim)
         self.image_bn = BatchNorm(config.embedding_dim, momentum=BATCH_NORM_MOMENTUM)
-        self.decoder = CaptionDecoder(config)
+        self.decoder = CaptionDecoder(config, vocabulary_size)
 
     def encode(self, features: TrunkFeatures) -> Tensor:
         """The trunk's pooled vector (B,F) to x_{-1} (B,E)."""
@@ -103,10 +106,14 @@ def stream_loss(
     return total * ranks.size / ranks.gather(lengths).sum()
 
 
-def word_accuracy(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Share of true words that are the likeliest given those before them, scalar in [0, 1]; shapes as `stream_loss`."""
+def word_accuracy(logits: Tensor, tokens: Tensor, lengths: Tensor, ranks: Ranks | None = None) -> Tensor:
+    """Share of true words that are the likeliest given those before them, scalar; shapes as `stream_loss`.
+
+    Its mean over ranks is the share of all words, in [0, 1].
+    """
+    ranks = ranks or OneRank()
     right = logits.detach().argmax(2) == tokens
-    return (right & ~_after_end(tokens, lengths)).sum() / lengths.sum()
+    return (right & ~_after_end(tokens, lengths)).sum() * ranks.size / ranks.gather(lengths).sum()
 
 
 def _after_end(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from models.blocks.norm import frozen_statistics
 from models.contract import (
+    NOTHING,
     AdamSettings,
     AverageSettings,
     Batch,
+    Given,
     Nets,
     Objective,
     Phase,
@@ -44,8 +46,10 @@ class XMCGAN:
     Config = XMCGANConfig
     needs = frozenset({"images", "captions"})
     transform = "xmcgan"
+    stages = ()
+    reads = frozenset({"features"})
 
-    def build(self, config: XMCGANConfig) -> dict[str, nn.Module]:
+    def build(self, config: XMCGANConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         nets: dict[str, nn.Module] = {"generator": Generator(config), "discriminator": Discriminator(config)}
         if config.uses_pretrained:
             nets["pretrained"] = PretrainedImageEncoder(config.pretrained)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from orchestration.cluster import ray_cluster, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive
-from orchestration.preparation import Preparation, Prepared
+from orchestration.preparation import Preparation
+from orchestration.prepared import Prepared
+from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, short_hash, write_atomically
 from orchestration.tracking import Mirror, Tracker
-from orchestration.training.launch import EXPERIMENT_FILE, checkpoint_tags, fit, run_tags
+from orchestration.training.launch import EXPERIMENT_FILE, checkpoint_tags, fit, run_tags, train_part
 from orchestration.training.recorder import read_metrics
 from orchestration.training.state import newest_checkpoint
 from orchestration.training.worker import CHECKPOINTS, Job, read_outcome, share_of_cores, train_worker
@@ -85,8 +88,8 @@ def paper_point(space: Space, base: Experiment) -> dict[str, Value]:
     for name, parameter in space.parameters.items():
         value: Any = base
         for part in parameter.field.split("."):
-            value = getattr(value, part)
-        documented = parameter.documented
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        documented = parameter.documented_on(base.data.source)
         chosen = value if documented is None else documented
         if not parameter.allows(chosen):
             raise RequestError(
@@ -99,7 +102,7 @@ def paper_point(space: Space, base: Experiment) -> dict[str, Value]:
 
 def trial_experiment(base: Experiment, space: Space, values: Mapping[str, Any]) -> Experiment:
     """The experiment of a point of the space. Raises RequestError when the point makes none."""
-    return base.replace({space.parameters[name].field: value for name, value in values.items()})
+    return base.replace(space.assignments(values))
 
 
 def preflight(base: Experiment, space: Space, settings: CampaignSettings) -> None:
@@ -129,7 +132,7 @@ def tune(
     Raises RequestError when the request cannot be met.
     """
     preflight(base, space, settings)
-    prepared = Preparation(base, home, progress).everything()
+    prepared = Preparation(base, home, progress, partial(train_part, tracker)).everything()
     if prepared.protocol == "none":
         raise RequestError("a campaign needs an objective: set evaluation.protocol to other than none")
     objective = f"validation/fid/{prepared.protocol}"
@@ -295,12 +298,17 @@ def run_trial(config: dict[str, Any], given: dict[str, Any]) -> None:
 
     space = Space.model_validate(given["space"])
     experiment = trial_experiment(parse_experiment(given["base"]), space, config)
+    tracker = Tracker(Path(given["home"]), given["uri"])
     prepared = Prepared.from_json(given["prepared"])
+    if experiment.reads_as != parse_experiment(given["base"]).reads_as:
+        # Something before the GAN is varied: its stages are made here, or by another trial that needs the same ones.
+        home = Home(Path(given["home"]))
+        prepared = Preparation(experiment, home, train_part=partial(train_part, tracker)).everything()
     trial_id = ray_tune.get_context().get_trial_id()
     folder = Path(given["folder"]) / TRIALS / trial_id
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
-    tracker = Tracker(Path(given["home"]), given["uri"])
+    write_atomically(folder / PREPARED, json.dumps(prepared.to_json(), indent=1))
     run_id = tracker.start_run(
         experiment.system,
         f"trial {trial_id}",

@@ -7,36 +7,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, TextFeatures
-from orchestration.data.features import CaptionFeatures
+from models.contract import Batch, TextFeatures, Tokens
+from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
 from orchestration.data.pictures import Pictures
 from orchestration.data.sampler import SeededOrder, derive_seed, mix
 from orchestration.errors import RequestError, RunError
 
 # Streams of the data seed: what is drawn must not depend on what else is drawn.
-ORDER, CAPTION, FLIP, CUT_X, CUT_Y = 0, 1, 2, 3, 4
+ORDER, CAPTION, FLIP, CUT_X, CUT_Y, WORDS = 0, 1, 2, 3, 4, 5
 
 
 class CaptionedPictures:
     """Pixels and captions of one split: the images that have both, in the order of the captions.
 
-    pictures: may hold more images; captions: every one of its images must be in `pictures` and have a caption.
+    pictures: may hold more images; index: every one of its images must be in `pictures` and have a caption; features,
+    tokens: how systems read the captions of the index, None where none does.
     Raises RunError or RequestError where that does not hold.
     """
 
-    def __init__(self, pictures: Pictures, captions: CaptionFeatures) -> None:
-        self.pictures, self.captions = pictures, captions
+    def __init__(
+        self,
+        pictures: Pictures,
+        index: CaptionIndex,
+        features: CaptionFeatures | None = None,
+        tokens: CaptionTokens | None = None,
+    ) -> None:
+        self.pictures, self.index, self.features, self.tokens = pictures, index, features, tokens
         place = {image_id: row for row, image_id in enumerate(pictures.image_ids.tolist())}
         try:
-            self._rows = np.array([place[image_id] for image_id in captions.image_ids.tolist()], np.int64)
+            self._rows = np.array([place[image_id] for image_id in index.image_ids.tolist()], np.int64)
         except KeyError as error:
             raise RunError(
                 "pictures and captions were prepared from different data: delete the stages folder and repeat"
             ) from error
-        silent = np.flatnonzero(np.diff(captions.starts) < 1)
+        if features is not None and len(features.rows) != len(index.texts):
+            raise RunError(
+                "captions and features were prepared from different data: delete the stages folder and repeat"
+            )
+        silent = np.flatnonzero(np.diff(index.starts) < 1)
         if len(silent):
             raise RequestError(
-                f"image {captions.image_ids[silent[0]]} has no caption: leave it out of the data or add one"
+                f"image {index.image_ids[silent[0]]} has no caption: leave it out of the data or add one"
             )
 
     def __len__(self) -> int:
@@ -45,7 +56,13 @@ class CaptionedPictures:
     @property
     def image_ids(self) -> NDArray[np.int64]:
         """(N,) the images, in order."""
-        return self.captions.image_ids
+        return self.index.image_ids
+
+    def text(self, captions: NDArray[np.int64]) -> TextFeatures:
+        """Features of these captions (B places in the index). Raises RunError where none were prepared."""
+        if self.features is None:
+            raise RunError("no text features were prepared for this system: it does not read them")
+        return self.features.take(captions)
 
     def pixels(self, items: NDArray[np.int64], seed: int | None = None) -> torch.Tensor:
         """uint8 (B,3,H,W): the centre of each picture; with a seed, cut and flipped at random as in training."""
@@ -89,29 +106,35 @@ class TrainingStream:
             self._coming[start + self.stride, count] = self._loader.submit(self._load, start + self.stride, count)
         # Here and not in the thread: torch would start a second set of compute threads there.
         images = self.data.pictures.transform.normalise(torch.from_numpy(loaded.pixels))
-        return Batch(torch.from_numpy(loaded.image_ids), images, loaded.text)
+        return Batch(
+            torch.from_numpy(loaded.image_ids), images, loaded.text, loaded.tokens, torch.from_numpy(loaded.class_ids)
+        )
 
     def _load(self, start: int, count: int) -> "_Loaded":
         positions = np.arange(start, start + count, dtype=np.int64)
         items = self.order.items(positions)
-        captions = self.data.captions
-        owned = captions.starts[items + 1] - captions.starts[items]
-        draw = mix(self.seed, CAPTION, positions) % owned.astype(np.uint64)
+        data, index = self.data, self.data.index
+        owned = index.starts[items + 1] - index.starts[items]
+        captions = index.starts[items] + (mix(self.seed, CAPTION, positions) % owned.astype(np.uint64)).astype(np.int64)
         return _Loaded(
-            self.data.image_ids[items],
-            self.data.drawn(items, _draws(self.seed, positions), self.flip),
-            captions.take(captions.starts[items] + draw.astype(np.int64)),
+            data.image_ids[items],
+            index.class_ids[items],
+            data.drawn(items, _draws(self.seed, positions), self.flip),
+            data.features.take(captions) if data.features else None,
+            data.tokens.take(captions, mix(self.seed, WORDS, positions)) if data.tokens else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     image_ids: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
     pixels: NDArray[np.uint8]
-    text: TextFeatures
+    text: TextFeatures | None
+    tokens: Tokens | None
 
 
-def held_out_captions(captions: CaptionFeatures, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def held_out_captions(captions: CaptionIndex, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(images, captions), `count` of each, drawn with the seed: images in shuffled passes, one random caption each.
 
     More than there are images oversamples them (XMC-GAN, section 5.2).

@@ -22,6 +22,7 @@ from orchestration.stages import Progress, quiet
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _CHUNK = 512  # records in flight: bounds memory however slow the disk is
+_LONGEST = 600  # characters of a sentence that are shown
 
 COUNTS: Mapping[str, Callable[[ImageRecord], int]] = {
     "pictures": lambda record: 1,
@@ -65,10 +66,11 @@ class Report:
         if not self.findings.faults:
             return None
         kinds = self.kinds(faults=True)
-        return (
-            f"{_number(self.findings.faults, 'fault')} of {_number(len(kinds), 'kind')} in {self.source}: mend them, "
-            "or leave them out with t2i data prepare --broken skip."
-        )
+        # Without a whole file, what is left is not what was published.
+        whole = not {Kind.FILE_BROKEN, Kind.SPLIT_UNUSABLE} & set(kinds)
+        or_skip = ", or leave them out with t2i data prepare --broken skip" if whole else ""
+        found = f"{number_of(self.findings.faults, 'fault')} of {number_of(len(kinds), 'kind')}"
+        return f"{found} in {self.source}: mend them{or_skip}."
 
     def as_json(self) -> dict[str, Any]:
         """Everything, kinds by their names in `Kind`."""
@@ -99,10 +101,10 @@ class Report:
             kinds = self.kinds(faults)
             total = sum(self.findings.counts[kind] for kind in kinds)
             yield ""
-            yield f"{_number(total, title)} of {_number(len(kinds), 'kind')}" if kinds else f"no {title}"
+            yield f"{number_of(total, title)} of {number_of(len(kinds), 'kind')}" if kinds else f"no {title}"
             for kind in kinds:
                 yield f"{self.findings.counts[kind]:>9,}  {kind.title}"
-                yield from (f"{'':11}- {sentence}" for sentence in self.findings.examples.get(kind, []))
+                yield from (f"{'':11}- {_shown(sentence)}" for sentence in self.findings.examples.get(kind, []))
 
     def _table(self) -> Iterator[str]:
         splits = list(self.counts)
@@ -113,7 +115,14 @@ class Report:
                 yield f"  {name:20}" + "".join(f"{'unreadable' if n is None else format(n, ','):>12}" for n in row)
 
 
-def _number(count: int, thing: str) -> str:
+def _shown(sentence: str) -> str:
+    """One line that a terminal can show: a name in published data may hold anything, and be of any length."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+
+
+def number_of(count: int, thing: str) -> str:
+    """The count and the word, in the plural where it is one."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
@@ -147,7 +156,7 @@ def check_source(
         try:
             dataset = reader.read(folder, split, notice)
         except RequestError as error:
-            notice(Problem(Kind.FILE_BROKEN, str(error)))
+            notice(Problem(Kind.SPLIT_UNUSABLE, str(error)))
             continue
         digests[split], carries = dataset.digest, carries | dataset.carries
         # Prepared pictures were decoded when they were written, and their published folder may be gone.

@@ -15,8 +15,8 @@
 
 The same with `val` or `test` for `train`, and with 2014 for 2017.
 
-Splits: the papers on COCO train on train2014 and test on val2014 (CPGAN, section 4: 82,783 and 40,504 images; "COCO-14"
-of XMC-GAN, section 5.1). LN-COCO is of the 2017 split (same section), which has 118,287 and 5,000 images
+Splits: the papers on COCO train on train2014 and test on val2014 (CPGAN, section 4.1: 82,783 and 40,504 images;
+"COCO-14" of XMC-GAN, section 5.1). LN-COCO is of the 2017 split (same section), which has 118,287 and 5,000 images
 (cocodataset.org) and 134,272 and 8,573 narratives (google.github.io/localized-narratives).
 """
 
@@ -41,7 +41,7 @@ from orchestration.data.coco_layout import (
 )
 from orchestration.data.folders import check_folder, collector_paused, digest_of, file_sizes
 from orchestration.data.json_files import read_json
-from orchestration.data.localized_narratives import read_narratives
+from orchestration.data.localized_narratives import narrative_files, read_narratives
 from orchestration.data.masks import size_fault
 from orchestration.data.problems import Kind, Notice, Problem, refuse
 from orchestration.data.records import (
@@ -106,7 +106,8 @@ def read_coco(root: Path, split: str, notice: Notice = refuse, year: int | None 
 
 def _splits(root: Path, year: int | None) -> tuple[int, tuple[str, ...]]:
     check_folder(root, "the folder that holds annotations/ and the images")
-    names = (_TABLE.fullmatch(file.name) for file in root.glob("annotations/*.json"))
+    folder = root / "annotations"
+    names = (_TABLE.fullmatch(file.name) for file in (folder.iterdir() if folder.is_dir() else ()))
     tags = {(int(name[2]), name[1]) for name in names if name is not None}
     found = {year: tuple(split for split in SPLITS if (year, split) in tags) for year in YEARS}
     if not tags:
@@ -178,8 +179,7 @@ class _Split:
         sizes_by_name = [(name, size) for name, size in sizes.items()]
         sizes_by_name += [(f"stuff/{file.name}", file.stat().st_size) for file in used]
         sizes_by_name += [(f"panoptic/{name}", size) for name, size in panoptic_sizes.items()]
-        readable = [file for file in self.files if os.access(file, os.R_OK)]
-        digest = digest_of(readable, sizes_by_name)
+        digest = digest_of(self.files, sizes_by_name)
         return Dataset("coco", self.split, self.root, records, carried(records), digest)
 
     def _file(self, name: str) -> Path:
@@ -188,7 +188,7 @@ class _Split:
     def _table(self, name: str, layout: type[FileT]) -> FileT | None:
         """The file of that name; None where it is not there, or broken and told to `notice`."""
         file = self._file(name)
-        if not file.is_file():
+        if not os.path.lexists(file):  # a link that leads nowhere is a file that cannot be read
             return None
         content = read_json(file, layout, f"COCO {name}", self.notice)
         if content is not None:
@@ -327,7 +327,7 @@ class _Split:
 
     def _graphs(self) -> Mapping[int, SceneGraph]:
         file = self._file("scene_graphs")
-        if not file.is_file():
+        if not os.path.lexists(file):
             return {}
         graphs = read_scene_graphs(file, self.notice)
         self.files.append(file)
@@ -337,18 +337,12 @@ class _Split:
         return graphs
 
     def _narratives(self) -> Mapping[int | str, tuple[Narrative, ...]]:
-        """Those of the layout that says most: several in one folder hold the same narratives."""
-        layouts = (
-            f"*{self.split}*localized_narratives*.jsonl",
-            f"coco_{self.split}_captions.jsonl",
-            f"localized_narratives_tags_{self.tag}*.jsonl",
-        )
-        for layout in layouts:
-            if files := sorted((self.root / "annotations").glob(layout)):
-                narratives = read_narratives(files, self.notice)
-                self.files += [file for file in files if file.is_file()]
-                return narratives
-        return {}
+        """COCO's, or those of generated scenes."""
+        tags = rf"localized_narratives_tags_{self.tag}\.jsonl"
+        files = narrative_files([self.root / "annotations"], f"(?:coco|scenes)_{self.split}", tags)
+        narratives = read_narratives(files, self.notice)
+        self.files += files
+        return narratives
 
     def _stuff_maps(self) -> Mapping[str, Path]:
         """COCO-Stuff's label maps by image stem."""

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from orchestration.data.captions import checked_caption
-from orchestration.data.folders import check_folder, digest_of, file_sizes, measure
+from orchestration.data.folders import check_folder, digest_of, file_sizes, is_below, measure
 from orchestration.data.json_files import Name, clause, read_bytes
 from orchestration.data.problems import Kind, Notice, Problem, refuse
 from orchestration.data.records import Caption, Dataset, ImageRecord, carried
@@ -108,24 +108,27 @@ def _entries(root: Path, notice: Notice) -> list[_Entry]:
     if not listing.is_file():
         raise RequestError(f"{root} has no {LISTING}; write one, with a line such as {_EXAMPLE} for each picture.")
     entries: dict[str, _Entry] = {}
+    first_fault = ""
     for number, line in enumerate(read_bytes(listing).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         try:
             if line.strip():
                 entry = _entry(number, line, entries)
                 entries[entry.image] = entry
         except _LineFault as fault:
+            first_fault = first_fault or f"line {number} {fault}"
             notice(Problem(fault.kind, f"{listing}: line {number} {fault}."))
     told = sum(entry.split is not None for entry in entries.values())
     if 0 < told < len(entries):
         for entry in [entry for entry in entries.values() if entry.split is None]:
             sentence = (
-                f"{listing}: line {entry.number} has no split, as {told} other lines have; write train, val or test "
+                f"{listing}: line {entry.number} has no split, as {told} of the others have; write train, val or test "
                 "there, or take the splits out of all lines."
             )
             notice(Problem(Kind.ENTRY_BROKEN, sentence))
             del entries[entry.image]
     if not entries:
-        raise RequestError(f"{listing} has no usable line; write a line such as {_EXAMPLE} for each picture.")
+        advice = first_fault or f"write a line such as {_EXAMPLE} for each picture"
+        raise RequestError(f"{listing} has no usable line; {advice}.")
     return list(entries.values())
 
 
@@ -140,13 +143,12 @@ def _entry(number: int, content: bytes, known: Mapping[str, _Entry]) -> _Entry:
     except (msgspec.MsgspecError, RecursionError) as error:
         advice = f"write a line such as {_EXAMPLE}"
         raise _LineFault(Kind.ENTRY_BROKEN, f"cannot be used: {clause(content, error)}; {advice}") from error
-    path = PurePosixPath(line.image)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if not is_below(line.image):
         raise _LineFault(
             Kind.ENTRY_BROKEN,
             f"names image {line.image!r}, which is not below the folder; write its path from there on",
         )
-    image = path.as_posix()
+    image = PurePosixPath(line.image).as_posix()
     if image in known:
         first = known[image].number
         raise _LineFault(Kind.DUPLICATE_ID, f"has image {image!r} of line {first} again; put its captions in one line")

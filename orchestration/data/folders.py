@@ -6,10 +6,10 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from orchestration.data.problems import Kind, Notice, Problem
 from orchestration.errors import RequestError
@@ -26,16 +26,28 @@ def check_folder(root: Path, wanted: str) -> None:
         raise RequestError(f"{str(root)!r} cannot be opened ({reason}); give {wanted}.") from error
     if not is_folder:
         raise RequestError(f"{root} is not a folder; give {wanted}.")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise RequestError(f"{str(root)!r} cannot be opened (Permission denied); get the right to read it.")
+
+
+def is_below(name: str) -> bool:
+    """Whether a published name leads to a place below its folder, and not elsewhere on the machine."""
+    parts = name.split("/")
+    return parts[0] != "" and ".." not in parts and not set(parts) <= {"", "."}
 
 
 def file_sizes(folder: Path, names: Sequence[str], listed_in: Path, notice: Notice) -> dict[str, int]:
-    """Size in bytes of every picture that is there, by name; those missing are told to `notice`.
+    """Size in bytes of every picture that is there, by name; those missing or outside of it are told to `notice`.
 
     A strict `notice` refuses at the first one missing, with their number.
     """
     sizes: dict[str, int] = {}
     missing: list[str] = []
     for name in names:
+        if not is_below(name):
+            sentence = f"{listed_in} names the picture {name!r}, which is not below {folder}; mend the name."
+            notice(Problem(Kind.ENTRY_BROKEN, sentence))
+            continue
         try:
             status = (folder / name).stat()
         except (OSError, ValueError):  # ValueError: a name that no file system can hold
@@ -71,7 +83,12 @@ def measure(files: Sequence[Path], notice: Notice) -> Mapping[Path, tuple[int, i
 
 def undecodable(file: Path, error: Exception | str) -> str:
     """The sentence about a picture that does not decode."""
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is of no known picture format"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return f"picture {file} does not decode ({reason}); fetch it again or remove it from the data set."
 
 
@@ -100,11 +117,11 @@ def collector_paused() -> Iterator[None]:
 def digest_of(annotation_files: Iterable[Path], sizes: Iterable[tuple[str, int]]) -> str:
     """Sha256 (hex) over the annotation files' names and bytes, and the other files' names and sizes.
 
-    Independent of where the folder lies.
+    Independent of where the folder lies. A file that cannot be read, as its reader has said, is passed over.
     """
     digest = hashlib.sha256()
     for file in annotation_files:
-        with file.open("rb") as content:
+        with suppress(OSError), file.open("rb") as content:
             digest.update(os.fsencode(file.name) + b"\0" + hashlib.file_digest(content, "sha256").digest())
     for name, size in sizes:
         digest.update(f"{name}\0{size}\n".encode())

@@ -29,6 +29,8 @@ def clause(content: bytes, error: Exception) -> str:
             content.decode()
         except UnicodeDecodeError as whole:
             return f"byte {whole.start} is not UTF-8"
+    if not content.strip():
+        return "it is empty"
     text = str(error)
     if text == "Input data was truncated":
         return f"it is cut short: the JSON is not closed at its end, byte {len(content)}"
@@ -43,12 +45,25 @@ def clause(content: bytes, error: Exception) -> str:
     return f"{field}: {fault[:1].lower()}{fault[1:]}"
 
 
+def unreadable(file: Path | str, error: OSError) -> str:
+    """The sentence about a file or folder that the file system does not give."""
+    return f"{file} cannot be read ({error.strerror}); check that it is there and readable."
+
+
 def read_bytes(file: Path) -> bytes:
     """The file's content. Raises RequestError."""
     try:
         return file.read_bytes()
     except OSError as error:
-        raise RequestError(f"{file} cannot be read ({error.strerror}); check that it is there and readable.") from error
+        raise RequestError(unreadable(file, error)) from error
+
+
+def _content(file: Path, notice: Notice) -> bytes | None:
+    try:
+        return read_bytes(file)
+    except RequestError as error:
+        notice(Problem(Kind.FILE_BROKEN, str(error)))
+        return None
 
 
 def read_json(file: Path, layout: type[StructT], what: str, notice: Notice = refuse) -> StructT | None:
@@ -57,10 +72,7 @@ def read_json(file: Path, layout: type[StructT], what: str, notice: Notice = ref
     An entry that is broken by itself is left out if `notice` lets it be; a file that is unreadable, cut short or of
     another layout gives None then. Raises what `notice` raises: for `refuse`, RequestError.
     """
-    try:
-        content = read_bytes(file)
-    except RequestError as error:
-        notice(Problem(Kind.FILE_BROKEN, str(error)))
+    if (content := _content(file, notice)) is None:
         return None
     try:
         return msgspec.json.decode(content, type=layout)
@@ -70,10 +82,7 @@ def read_json(file: Path, layout: type[StructT], what: str, notice: Notice = ref
 
 def read_entries(file: Path, entry: type[StructT], what: str, notice: Notice = refuse) -> list[StructT] | None:
     """The same for a file that is one list of entries."""
-    try:
-        content = read_bytes(file)
-    except RequestError as error:
-        notice(Problem(Kind.FILE_BROKEN, str(error)))
+    if (content := _content(file, notice)) is None:
         return None
     try:
         return msgspec.json.decode(content, type=list[entry])  # type: ignore[valid-type]
@@ -116,14 +125,17 @@ class _Text:
             return None
 
     def sound(self, entries: list[msgspec.Raw], kind: type[T], name: str) -> Iterator[T]:
+        told = 0  # the byte behind the last broken entry
         for place, entry in enumerate(entries):
             content = bytes(entry)
             try:
                 yield msgspec.json.decode(content, type=kind)
             except _BROKEN as error:
                 what = Kind.CAPTION_ENCODING if isinstance(error, UnicodeDecodeError) else Kind.ENTRY_BROKEN
+                start = self.content.find(content, told)
+                told = start + len(content)
                 sentence = (
-                    f"{self.file}: {name}[{place}] (at byte {self.content.find(content)}) cannot be used as "
+                    f"{self.file}: {name}[{place}] (at byte {start}) cannot be used as "
                     f"{self.what}: {clause(content, error)}; mend the entry or remove it."
                 )
                 self.notice(Problem(what, sentence))

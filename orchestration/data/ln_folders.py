@@ -23,14 +23,12 @@ from pathlib import Path
 
 from orchestration.data.coco import read_coco
 from orchestration.data.folders import check_folder, digest_of, file_sizes, measure
-from orchestration.data.localized_narratives import read_narratives
+from orchestration.data.localized_narratives import narrative_files, read_narratives
 from orchestration.data.problems import Kind, Notice, Problem, refuse
 from orchestration.data.records import Caption, Dataset, ImageRecord, carried
 from orchestration.errors import RequestError
 
 _YEAR = 2017  # of COCO: XMC-GAN, section 5.1
-# From the one that says most to the one that says least; several in one folder hold the same narratives.
-_LAYOUTS = (r"{}_localized_narratives(?:-(\d{{5}})-of-(\d{{5}}))?\.jsonl", r"{}_captions\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,8 @@ class _Published:
         return found
 
     def narrative_files(self, root: Path, split: str) -> list[Path]:
-        patterns = [layout.format(self.files[split]) for layout in _LAYOUTS]
-        if self.tags is not None:
-            patterns.append(self.tags.format(split))
-        for pattern in patterns:
-            for folder in (root / "annotations", root):
-                files = sorted(file for file in folder.glob("*.jsonl") if re.fullmatch(pattern, file.name))
-                if files:
-                    return files
-        return []
+        tags = None if self.tags is None else self.tags.format(split)
+        return narrative_files((root / "annotations", root), self.files[split], tags)
 
     def open(self, root: Path, split: str, notice: Notice) -> list[Path]:
         """The narratives' files of the split; shards that lack are told to `notice`."""

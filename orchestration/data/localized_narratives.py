@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestration.data.captions import checked_caption
-from orchestration.data.json_files import Id, Name, clause
+from orchestration.data.json_files import Id, Name, clause, unreadable
 from orchestration.data.problems import Kind, Notice, Problem, refuse
 from orchestration.data.records import Narrative, Utterance
 from orchestration.errors import RequestError
@@ -37,6 +37,8 @@ PointT = TypeVar("PointT")
 # Open Images ids are 16 hexadecimal digits, some of them all decimal; every numeric id is shorter.
 _LONGEST_NUMBER = 15
 _LINES_AT_HAND = 8  # decoded lines kept: a narrative's phrases are asked for one after another
+# From the one that says most to the one that says least; several in one folder hold the same narratives.
+_LAYOUTS = (r"{}_localized_narratives(?:-\d{{5}}-of-\d{{5}})?\.jsonl", r"{}_captions\.jsonl")
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # A line cut in a number or an escape is malformed up to this many bytes before its end, not "truncated".
 _CUT_TOKEN = 6
@@ -89,6 +91,19 @@ _LINE_INSIDE = msgspec.json.Decoder(_Line[_PointInside])
 _TAGGED_LINE = msgspec.json.Decoder(_TaggedLine)
 
 
+def narrative_files(folders: Iterable[Path], start: str, tags: str | None = None) -> list[Path]:
+    """The files of one split in the layout that says most, from the first folder that has any; shards in order.
+
+    `start` is a pattern of how the publisher's names begin, e.g. "coco_train", `tags` one of TReCS's whole names.
+    """
+    patterns = [layout.format(start) for layout in _LAYOUTS] + ([] if tags is None else [tags])
+    for pattern in patterns:
+        for folder in folders:
+            if files := sorted(file for file in folder.glob("*.jsonl") if re.fullmatch(pattern, file.name)):
+                return files
+    return []
+
+
 def read_narratives(
     path_or_paths: Path | Iterable[Path], notice: Notice = refuse
 ) -> Mapping[int | str, tuple[Narrative, ...]]:
@@ -139,8 +154,7 @@ def _read_file(path: Path, notice: Notice) -> Iterator[tuple[str, int | str, Nar
                         yield where, *entry
                 offset += len(line)
     except OSError as error:
-        sentence = f"{path} cannot be read ({error.strerror}); check that it is there and readable."
-        notice(Problem(Kind.FILE_BROKEN, sentence))
+        notice(Problem(Kind.FILE_BROKEN, unreadable(path, error)))
         return
     if not holds_any:
         notice(Problem(Kind.FILE_BROKEN, f"{path} holds no narrative; fetch the file again or remove it."))

@@ -58,6 +58,14 @@ def draw_mask(segmentation: bytes, width: int, height: int) -> NDArray[np.bool_]
     return np.ascontiguousarray(np.repeat(inside, shape).reshape(width, height).T)
 
 
+def draw_region(record: ImageRecord, region: Instance) -> NDArray[np.bool_]:
+    """(H,W): the mask of one of the record's things or regions. RequestError, with its name, for a broken one."""
+    try:
+        return draw_mask(region.segmentation or b"null", record.width, record.height)
+    except RequestError as error:
+        raise RequestError(f"image {record.image_id}: {region.category!r}: {error}") from error
+
+
 def mask_fault(segmentation: bytes, width: int, height: int) -> str | None:
     """What keeps `draw_mask` from drawing this, as a clause; None where it can be drawn."""
     try:
@@ -178,16 +186,12 @@ def _paint(labels: NDArray[np.uint8], record: ImageRecord, regions: Iterable[Ins
     for region in regions:
         if region.segmentation is None:
             continue
-        where = f"image {record.image_id}: {region.category!r}"
         if not 1 <= region.category_id <= len(LABELS):
             raise RequestError(
-                f"{where} is category {region.category_id}, and COCO-Stuff has 1 to {len(LABELS)}; a label map needs "
-                "COCO-Stuff's own ids."
+                f"image {record.image_id}: {region.category!r} is category {region.category_id}, and COCO-Stuff has 1 "
+                f"to {len(LABELS)}; a label map needs COCO-Stuff's own ids."
             )
-        try:
-            labels[draw_mask(region.segmentation, record.width, record.height)] = region.category_id - 1
-        except RequestError as error:
-            raise RequestError(f"{where}: {error}") from error
+        labels[draw_region(record, region)] = region.category_id - 1
 
 
 def _published_labels(record: ImageRecord, content: Path | bytes) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 from orchestration.data import lettering
 from orchestration.data.coco_stuff import LABELS, UNLABELLED
 from orchestration.data.lettering import FINE, INK, PAPER, QUIET, Colour, Word, text_block
-from orchestration.data.masks import draw_mask, label_map, panoptic_ids
+from orchestration.data.masks import draw_region, label_map, panoptic_ids
 from orchestration.data.records import Box, Dataset, ImageRecord, Instance, Narrative
 from orchestration.data.traces import convex_hull, phrase_points
 from orchestration.data.transforms import decode
@@ -106,21 +106,25 @@ def box_panel(view: View) -> Panel:
         boxes.append(("subject", view.record.subject_box, colour_of(len(boxes))))
     drawing = view.picture.copy()
     _draw_boxes(view, drawing, boxes)
-    return Panel("boxes", drawing, _counted(things))
+    return Panel("boxes", drawing, _counted(things) if view.record.instances is not None else ())
 
 
-def _draw_boxes(view: View, drawing: Image.Image, boxes: Sequence[tuple[str, Box, Colour]]) -> None:
+def _draw_boxes(
+    view: View, drawing: Image.Image, boxes: Sequence[tuple[str, Box, Colour]]
+) -> list[lettering.Rectangle]:
+    """The places of the tags."""
     pen = ImageDraw.Draw(drawing)
     large_first = sorted(boxes, key=lambda item: -abs(item[1][2] * item[1][3]))
     for _, box, colour in large_first:
         pen.rectangle(view.rectangle(box), outline=colour, width=_LINE)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[lettering.Rectangle] = []
     for name, box, colour in large_first[:_TAGS]:
         left, top, right, bottom = view.rectangle(box)
         above, inside = (left, top - lettering.line_height(lettering.SMALL)), (left, top)
         # A tag inside a small box would hide what is in it.
         first = [inside, above] if bottom - top > 40 * FINE else [above, (right, top)]
         lettering.tag(drawing, name, colour, [*first, (left, bottom)], taken)
+    return taken
 
 
 def _counted(things: Sequence[Instance]) -> list[Word]:
@@ -135,8 +139,7 @@ def mask_panel(view: View) -> Panel:
     drawing = view.faded(0.25)
     drawn = [(index, thing) for index, thing in enumerate(record.instances or ()) if thing.segmentation is not None]
     for index, thing in sorted(drawn, key=lambda item: -item[1].area):
-        assert thing.segmentation is not None
-        stencil = view.stencil(draw_mask(thing.segmentation, record.width, record.height))
+        stencil = view.stencil(draw_region(record, thing))
         _paint(drawing, stencil, colour_of(index), 0.15 if thing.crowd else 0.6)
     return Panel("instance masks", drawing, [Word(f"{len(drawn)} of {len(record.instances or ())} with a mask", QUIET)])
 
@@ -180,7 +183,7 @@ def panoptic_panel(view: View) -> Panel:
     assert panoptic is not None
     ids = panoptic_ids(view.record)
     drawing = view.picture.copy()
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[lettering.Rectangle] = []
     segments = sorted(enumerate(panoptic.segments), key=lambda item: -item[1].area)
     for index, segment in segments:
         _paint(drawing, view.stencil(ids == segment.id), colour_of(index), 0.65)
@@ -222,7 +225,7 @@ def trace_panel(view: View, narrative: Narrative) -> Panel:
             _lay_polygon(drawing, list(hull.exterior.coords), time_colour(share((words.start + words.end) / 2)))
     pen = ImageDraw.Draw(drawing)
     for trace in traces:
-        places = trace[:, :2] * view.size
+        places = trace[:, :2].clip(-1, 2) * view.size  # the mouse leaves the picture, broken files without bound
         for (x, y), (to_x, to_y), time in zip(places, places[1:], trace[1:, 2], strict=False):
             pen.line((x, y, to_x, to_y), fill=time_colour(share(time)), width=_LINE)
         x, y = places[0]
@@ -263,7 +266,7 @@ def graph_panel(view: View) -> Panel:
     linked = {end for subject, _, target in links for end in (subject, target)}
     shown = [thing for thing in graph.objects if not links or thing.id in linked]
     drawing = view.faded(0.4)
-    _draw_boxes(view, drawing, [(thing.name, thing.box, colour_of(place[thing.id])) for thing in shown])
+    taken = _draw_boxes(view, drawing, [(thing.name, thing.box, colour_of(place[thing.id])) for thing in shown])
     centres = {}
     for thing in shown:
         left, top, right, bottom = view.rectangle(thing.box)
@@ -272,7 +275,6 @@ def graph_panel(view: View) -> Panel:
     for subject, _, target in links:
         if subject != target:
             _arrow(pen, centres[subject], centres[target], colour_of(place[subject]))
-    taken: list[tuple[float, float, float, float]] = []
     for subject, predicate, target in links:
         x, y = ((first + second) / 2 for first, second in zip(centres[subject], centres[target], strict=True))
         half = lettering.width_of(predicate, lettering.SMALL) / 2

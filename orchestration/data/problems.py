@@ -19,6 +19,7 @@ class Kind(Enum):
     """
 
     FILE_BROKEN = ("annotation file broken", True)  # unreadable, cut short, not JSON, another layout
+    SPLIT_UNUSABLE = ("split that cannot be used", True)  # what is left of it is nothing
     ENTRY_BROKEN = ("annotation entry broken", True)
     DUPLICATE_ID = ("duplicate id", True)
     ANNOTATION_WITHOUT_IMAGE = ("annotation without image", True)

@@ -37,7 +37,7 @@ class Sg2imOptions:
     min_attribute_count: int = 2000  # the same for an attribute (code)
     min_relationship_count: int = 500  # of a predicate, over train relationships whose both objects stay (paper, code)
     min_object_px: int = 32  # width and height of a box; the paper says only "small objects" (code)
-    min_picture_px: int = 200  # the shorter side; not in the paper (code has the rule; the number was not checked)
+    min_picture_px: int = 200  # the shorter side; not in the paper (code)
     objects_per_picture: tuple[int, int] = (3, 30)  # fewest and most; other pictures are left out (paper)
     relationships_per_picture: tuple[int, int] = (1, 30)  # at least one (paper); at most 30 (code)
     max_objects: int | None = 10  # drawn from a picture's objects (code); None: all
@@ -105,7 +105,7 @@ def sg2im_vocabulary(
     graphs = [record.graph for record in train if record.graph is not None and _large(record, options)]
     things = [thing for graph in graphs for thing in graph.objects]
     objects = _frequent((name for thing in things for name in set(_names(thing, aliases))), options.min_object_count)
-    attributes = _frequent((name for thing in things for name in thing.attributes), options.min_attribute_count)
+    attributes = _frequent((name for thing in things for name in set(thing.attributes)), options.min_attribute_count)
     stay = frozenset(objects)
     links = (link for graph in graphs for link in _linked(graph, _staying(graph, stay, options, aliases), aliases))
     return GraphVocabulary(
@@ -120,7 +120,9 @@ def filter_graphs(
 
     A picture stays if it is not too small and if, after all words outside the vocabulary and all small objects are
     gone, it has neither too few nor too many objects and relationships. An object takes the first of its published
-    names that the vocabulary has, after aliases. Case is kept: "ON" is not "on" unless an alias says so.
+    names that the vocabulary has, after aliases. Names and attributes keep their case; predicates are put into lower
+    case and stripped before aliases. sg2im's code does that in the train split only, where it counts them, and so
+    loses every "ON" of the others; here it is done in all splits.
 
     Of the objects left `max_objects` are drawn, those in a relationship first, then orphans. sg2im draws anew each
     time a picture is read, and its code counts the virtual node among the ten, so that it draws nine, or by a slip ten
@@ -140,7 +142,7 @@ def filter_graphs(
         raise RequestError(
             f"no picture of the {len(dataset.records)} in {dataset.root} ({dataset.split}) passes sg2im's filter: it "
             f"counts names over the full data set and asks for {options.min_object_count} of each; read the folder "
-            "unfiltered, or filter with lower limits."
+            "as visual-genome, unfiltered, or filter with lower limits."
         )
     spelled = json.dumps([sorted(aliases.objects.items()), sorted(aliases.relationships.items())])
     said = f"{dataset.digest} sg2im {options} {vocabulary.digest} {spelled}"
@@ -188,7 +190,8 @@ def _staying(graph: SceneGraph, words: frozenset[str], options: Sg2imOptions, al
 def _linked(graph: SceneGraph, ids: Mapping[int, str], aliases: Aliases) -> Iterator[tuple[int, str, int]]:
     for subject, predicate, target in graph.relationships:
         if subject in ids and target in ids:
-            yield subject, aliases.relationships.get(predicate, predicate), target
+            plain = predicate.lower().strip()
+            yield subject, aliases.relationships.get(plain, plain), target
 
 
 def _filtered(graph: SceneGraph, words: _Words, options: Sg2imOptions, aliases: Aliases) -> SceneGraph | None:
@@ -241,7 +244,7 @@ class CocoGraphOptions:
     min_area: float = 0.02  # of the picture; of the box, not of the mask (google/sg2im, issue 7)
     objects_per_picture: tuple[int, int] = (3, 8)
     left_out: tuple[str, ...] = ("other",)  # COCO-Stuff's category of all that is a thing
-    crowds: bool = False  # whether a crowd, one box around many, counts as an object
+    crowds: bool = True  # whether a crowd, one box around many, counts as an object (code)
 
 
 def spatial_relation(subject_box: Box, object_box: Box) -> str:

@@ -121,12 +121,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftOut:
-    """A `Notice` that lets every fault pass and keeps it, so that nothing disappears unsaid."""
+    """A `Notice` that lets faults of items pass and keeps them, so that nothing disappears unsaid.
+
+    A whole annotation file that cannot be read is refused: without it the data would be other data.
+    """
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
     def __call__(self, problem: Problem) -> None:
+        if problem.kind is Kind.FILE_BROKEN:
+            raise RequestError(problem.sentence)
         if problem.kind.is_fault:
             self.problems.append(problem)
 

@@ -3,13 +3,15 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from orchestration.data import scenes
 from orchestration.data.coco import coco_splits, read_coco
 from orchestration.data.cub import cub_splits, read_cub
 from orchestration.data.folder import folder_splits, read_folder
+from orchestration.data.json_files import unreadable
 from orchestration.data.ln_folders import (
     ln_ade20k_splits,
     ln_coco_splits,
@@ -27,6 +29,8 @@ from orchestration.data.visual_genome import read_visual_genome, read_visual_gen
 from orchestration.errors import RequestError
 
 Reader = Callable[[Path, str, Notice], Dataset]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ SCENES, PREPARED = "scenes", "prepared"
 _COCO = frozenset(CONTENTS) - {"class", "subject-box"}
 _NARRATED = frozenset({"images", "captions", "narratives", "traces"})
 
-FORMATS: Mapping[str, Format] = {
+_KNOWN: Mapping[str, Format] = {
     "coco": Format("MS-COCO 2014 or 2017, whichever the folder has more of", _COCO, coco_splits, read_coco),
     "coco-2014": Format("MS-COCO 2014", _COCO, partial(coco_splits, year=2014), partial(read_coco, year=2014)),
     "coco-2017": Format("MS-COCO 2017", _COCO, partial(coco_splits, year=2017), partial(read_coco, year=2017)),
@@ -85,6 +89,26 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
+def _said(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, with a RequestError where the file system refuses a file or folder."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise RequestError(unreadable(error.filename, error)) from error
+
+    return call
+
+
+FORMATS: Mapping[str, Format] = {
+    name: replace(known, splits=_said(known.splits), read=_said(known.read)) for name, known in _KNOWN.items()
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A parsed data name: `kind` is "scenes" or a format, `argument` its options (or "") or its path."""
@@ -114,6 +138,9 @@ def source_folder(spec: str, home: Path, progress: Callable[[int, int], None] | 
     source = parse_source(spec)
     if source.kind == SCENES:
         return "coco", scenes.generate(scenes.parse_options(source.argument), home / "data", progress)
+    if not source.argument.isprintable():
+        # Manifests are UTF-8 text, and a line break in a name would break every sentence about it.
+        raise RequestError(f"data {spec!r}: the folder's name has characters that are no text; rename the folder.")
     try:
         # Absolute: records hold where their files are, for workers that run elsewhere.
         return source.kind, Path(source.argument).expanduser().absolute()

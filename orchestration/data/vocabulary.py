@@ -160,6 +160,17 @@ def vocabulary_stage(datasets: Sequence[Dataset], min_count: int = 0) -> Stage:
     return Stage("vocabulary", VERSION, {"min_count": min_count}, inputs, run)
 
 
+def word_list_stage(vocabulary: Vocabulary) -> Stage:
+    """Keeps a vocabulary that was given as it is, in `vocabulary.json`."""
+    return Stage(
+        "vocabulary",
+        VERSION,
+        {"given": True},
+        {"words": vocabulary.digest},
+        lambda folder, progress: save_vocabulary(vocabulary, folder / FILE),
+    )
+
+
 def save_vocabulary(vocabulary: Vocabulary, path: Path) -> None:
     """Write it as JSON, whole or not at all."""
     content = {"format": FORMAT, "digest": vocabulary.digest, "words": vocabulary.words}

@@ -19,7 +19,7 @@ from orchestration.data.sampler import derive_seed
 from orchestration.errors import RequestError
 from orchestration.evaluation.distances import distances, features_of, to_bytes
 from orchestration.evaluation.scenes_net import ATTRIBUTES, ScenesNet, load_judge
-from orchestration.preparation import PreparedSplit
+from orchestration.prepared import PreparedSplit
 
 CPU = torch.device("cpu")
 DRAW_BATCH = 50
@@ -56,7 +56,7 @@ class Judge:
         self.data: CaptionedPictures = split.open()
         self.device = device
         self.net = _feature_net(protocol, judge).to(device)
-        self.items, self.captions = held_out_captions(self.data.captions, samples, seed)
+        self.items, self.captions = held_out_captions(self.data.index, samples, seed)
         self.seeds = [derive_seed(seed, NOISE_STREAM, index) for index in range(samples)]
         self.labels: dict[str, list[str]] = (
             json.loads((Path(split.labels) / "labels.json").read_text()) if split.labels else {}
@@ -83,7 +83,7 @@ class Judge:
     def _portions(self) -> Iterator[tuple[TextFeatures, list[int]]]:
         for start in range(0, len(self.items), DRAW_BATCH):
             captions = self.captions[start : start + DRAW_BATCH]
-            yield self.data.captions.take(captions), self.seeds[start : start + DRAW_BATCH]
+            yield self.data.text(captions), self.seeds[start : start + DRAW_BATCH]
 
     @torch.inference_mode()
     def _accuracy(self, net: ScenesNet, features: Tensor) -> dict[str, float]:

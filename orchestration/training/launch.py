@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from orchestration.cluster import ray_cluster, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive
-from orchestration.preparation import Preparation, Prepared
+from orchestration.preparation import PART_FIGURES, Preparation
+from orchestration.prepared import Prepared
 from orchestration.progress import Watcher
+from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.tracking import Mirror, Tracker
 from orchestration.training.recorder import last_metrics, read_metrics
@@ -42,14 +45,37 @@ def train(
 
     Raises RequestError when the request cannot be met, RunError when training failed or diverged.
     """
-    prepared = Preparation(experiment, home, progress).everything()
-    folder = home.runs / experiment.run_name
+    prepared = Preparation(experiment, home, progress, partial(train_part, tracker)).everything()
+    return _run(experiment, tracker, progress, prepared, home.runs / experiment.run_name, parent)
+
+
+def train_part(tracker: Tracker, experiment: Experiment, prepared: Prepared, folder: Path, progress: Progress) -> Path:
+    """Train a part in a run of its own, and return its last checkpoint's folder. Raises as `train` does."""
+    finished = _run(experiment, tracker, progress, prepared, folder, None)
+    write_atomically(folder / PART_FIGURES, json.dumps(validation_figures(finished.figures), indent=1))
+    return finished.checkpoint.folder
+
+
+def validation_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """Those that say how good the nets are on held-out data."""
+    return {name: value for name, value in figures.items() if name.startswith("validation/")}
+
+
+def _run(
+    experiment: Experiment,
+    tracker: Tracker,
+    progress: Progress,
+    prepared: Prepared,
+    folder: Path,
+    parent: str | None,
+) -> FinishedRun:
     with exclusive(folder):
         write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
+        write_atomically(folder / PREPARED, json.dumps(prepared.to_json(), indent=1))
         run_id = tracker.start_run(
             experiment.system,
-            experiment.run_name,
-            experiment.run_name,
+            folder.name,
+            folder.name,
             experiment.model_dump(mode="json"),
             run_tags(experiment, prepared),
             parent,

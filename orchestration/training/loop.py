@@ -73,9 +73,10 @@ class Trainer:
     ) -> None:
         self.experiment, self.state, self.stream = experiment, state, stream
         self.device, self.ranks = device, ranks
-        self.system = experiment.get_system()
+        self.system = experiment.trainable
         self.phases = list(self.system.phases(experiment.model))
         self.average_settings = self.system.averages(experiment.model)
+        self.optimizer_settings = self.system.optimizers(experiment.model)
         self.means = RunningMeans()
         self.precision = _autocast(experiment.training.precision, device)
 
@@ -87,11 +88,12 @@ class Trainer:
     def iteration(self) -> None:
         """Every phase once. Raises Diverged."""
         batches: list[Batch] = []
+        drawn = 0
         for index, phase in enumerate(self.phases):
             if phase.fresh_batch or not batches:
-                batches = self._micro_batches()
+                batches, drawn = self._micro_batches(), index
                 self.state.images_seen += self.experiment.training.batch_size
-            self._step(index, phase, batches)
+            self._step(index, phase, batches, drawn)
 
     def _micro_batches(self) -> list[Batch]:
         """This rank's part of each micro-batch of the next global batch."""
@@ -104,12 +106,14 @@ class Trainer:
         ]
         return [self.stream.batch(start, own_size).to(self.device) for start in starts]
 
-    def _step(self, index: int, phase: Phase, batches: list[Batch]) -> None:
+    def _step(self, index: int, phase: Phase, batches: list[Batch], drawn: int | None = None) -> None:
+        """One phase; its noise is that of the phase `drawn`, which took these batches, or else its own."""
         # Layers with randomness of their own (dropout) draw from here, so that a resumed run repeats them.
         torch.manual_seed(derive_seed(self.experiment.training.seed, LAYERS + index, self.state.images_seen))
         gradients: dict[str, list[Tensor]] = {}
         for micro, batch in enumerate(batches):
-            context = StepContext(self.ranks, self._noise(index, micro, len(batch.image_ids)))
+            noise = self._noise(index if drawn is None else drawn, micro, len(batch.image_ids))
+            context = StepContext(self.ranks, noise)
             with self.precision():
                 objectives = phase.losses(self.state.nets, batch, context)
             for place, name in enumerate(phase.trains):
@@ -132,16 +136,22 @@ class Trainer:
             self._apply(name, gradients[name])
 
     def _agree(self, name: str, gradients: list[Tensor]) -> None:
-        """Average over ranks. Raises Diverged when the result is not finite."""
+        """Average over ranks, and shorten to the largest norm. Raises Diverged when the result is not finite."""
         self.ranks.average_(gradients)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if not torch.isfinite(norm):
             raise Diverged(f"the gradient of the {name} is {norm.item()}", self.state.kimg)
         self.means.add(name, {"gradient_norm": norm})
+        largest = self.optimizer_settings[name].gradient_norm
+        if largest is not None:
+            torch._foreach_mul_(gradients, (largest / norm).clamp(max=1.0))
 
     def _apply(self, name: str, gradients: list[Tensor]) -> None:
         """Step, and move the average."""
         state = self.state
+        passes = (state.images_seen - self.experiment.training.batch_size) // len(self.stream.data)
+        for group in state.optimizers[name].param_groups:
+            group["lr"] = self.optimizer_settings[name].rate_after(passes)
         for parameter, gradient in zip(state.nets[name].parameters(), gradients, strict=True):
             parameter.grad = gradient
         state.optimizers[name].step()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.contract import AdamSettings, AverageSettings, System
+from models.contract import NOTHING, AdamSettings, AverageSettings, Given
 from models.encoders.image import WeightsMissing
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
@@ -26,6 +26,7 @@ from orchestration.stages import file_sha256, list_files, write_atomically
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".writing-"
+TEXT = "text"  # within a checkpoint: the trained encoder that its captions are read with
 
 
 class DamagedCheckpoint(RequestError):
@@ -55,19 +56,22 @@ class TrainingState:
         return {name: self.averages.get(name, net) for name, net in self.nets.items()}
 
 
-def build_nets(experiment: Experiment) -> dict[str, nn.Module]:
-    """The system's nets, initialised from the seed. Raises RequestError when a pretrained net's weights are missing."""
+def build_nets(experiment: Experiment, given: Given = NOTHING) -> dict[str, nn.Module]:
+    """The system's nets, initialised from the seed.
+
+    Raises RequestError when a pretrained net's weights, or a part trained before, are missing or do not fit.
+    """
     torch.manual_seed(experiment.training.seed)
     try:
-        return experiment.get_system().build(experiment.model)
-    except WeightsMissing as error:
+        return experiment.trainable.build(experiment.model, given)
+    except (WeightsMissing, ValueError) as error:  # ValueError: a part trained before is missing or does not fit
         raise RequestError(str(error)) from error
 
 
-def initial_state(experiment: Experiment, device: torch.device) -> TrainingState:
-    """The state before the first step: a function of the experiment alone."""
-    system: System[Any] = experiment.get_system()
-    nets = {name: net.to(device) for name, net in build_nets(experiment).items()}
+def initial_state(experiment: Experiment, device: torch.device, given: Given = NOTHING) -> TrainingState:
+    """The state before the first step: a function of the experiment and of what earlier stages made alone."""
+    system = experiment.trainable
+    nets = {name: net.to(device) for name, net in build_nets(experiment, given).items()}
     averages = {
         name: copy.deepcopy(nets[name]).requires_grad_(False).eval() for name in system.averages(experiment.model)
     }
@@ -135,9 +139,12 @@ class Checkpoint:
         return Provenance(**self.manifest["provenance"])
 
 
-def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Provenance, parent: Path) -> Path:
+def save_checkpoint(
+    state: TrainingState, experiment: Experiment, provenance: Provenance, parent: Path, text: Path | None = None
+) -> Path:
     """Write the state under `parent`, whole or not at all, and drop the oldest beyond `keep_checkpoints`.
 
+    text: the folder of the trained text encoder, which is taken along so that the checkpoint reads captions anywhere.
     Raises RunError when it cannot be written.
     """
     parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +159,8 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, provenance: Pr
             _save(working / f"average_{name}.safetensors", net.state_dict())
         for name, optimizer in state.optimizers.items():
             _save(working / f"optimizer_{name}.safetensors", _optimizer_tensors(state.nets[name], optimizer))
+        if text is not None:
+            shutil.copytree(text, working / TEXT)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "experiment": experiment.model_dump(mode="json"),
@@ -319,9 +328,9 @@ def load_for_sampling(
     advice = "encode the captions with the one it was trained with"
     _check_same(checkpoint, "vocabulary", checkpoint.provenance.vocabulary, vocabulary, advice)
     experiment = checkpoint.experiment
-    system = experiment.get_system()
+    system = experiment.trainable
     with torch.device("meta"):
-        nets = system.build(experiment.model)
+        nets = system.build(experiment.model, NOTHING)
     loaded = {}
     for name in system.averages(experiment.model):
         net = nets[name].to_empty(device=device)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from models.contract import TextFeatures
+from models.contract import Nets, TextFeatures
 from models.parallel import Ranks, current_ranks
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
 from orchestration.data.sampler import derive_seed
-from orchestration.evaluation.judging import Judge, drawer
-from orchestration.preparation import Prepared
+from orchestration.evaluation.judging import Judge, Verdict, drawer
+from orchestration.preparation import PART_PROTOCOL
+from orchestration.prepared import Prepared
 from orchestration.stages import write_atomically
 from orchestration.training.loop import Cadence, Diverged, Trainer, run
 from orchestration.training.recorder import Recorder, grid_columns, read_metrics
@@ -116,7 +117,7 @@ class Session:
             self.experiment.data.flip,
             stride=training.batch_size,
         )
-        self.state: TrainingState = initial_state(self.experiment, device)
+        self.state: TrainingState = initial_state(self.experiment, device, job.prepared.given)
         self._resume()
         if self.experiment.resources.compile:
             for name in self.state.optimizers:
@@ -127,7 +128,7 @@ class Session:
         self.saving = _cadence(training.checkpoint_kimg)
         every = self.experiment.evaluation.every_kimg
         self.judging = _cadence(every) if every else None
-        self.judge: Judge | None = None
+        self.judge: Judgement | None = None
         self.recorder = Recorder(self.folder, self.state.images_seen) if self.first else None
         self.drawn_at = -1
         self.judged_at = _last_judged(self.folder) if self.first else -1
@@ -198,7 +199,7 @@ class Session:
     def _draw_grid(self) -> None:
         """A fixed set of held-out captions with fixed noise, so that grids can be compared over time."""
         self.drawn_at = self.state.images_seen
-        if not self.recorder:
+        if not self.recorder or not hasattr(self.experiment.trainable, "sample"):
             return
         draw = drawer(self.experiment, self.state.sampling_nets(), self.device)
         pictures = draw(self._grid_text, [GRID_SEED + index for index in range(GRID_PICTURES)])
@@ -207,36 +208,43 @@ class Session:
     @cached_property
     def _grid_text(self) -> TextFeatures:
         """Features of the grid's captions: the same for every grid."""
-        captions = self.job.prepared.validation.open().captions
-        _, chosen = held_out_captions(captions, GRID_PICTURES, GRID_SEED)
-        return captions.take(chosen)
+        data = self.job.prepared.validation.open()
+        _, chosen = held_out_captions(data.index, GRID_PICTURES, GRID_SEED)
+        return data.text(chosen)
 
     def _judge(self) -> None:
         self.judged_at = self.state.images_seen
         if not self.recorder or self.job.prepared.protocol == "none":
             return
-        settings, prepared = self.experiment.evaluation, self.job.prepared
         if self.judge is None:
-            self.judge = Judge(
-                prepared.protocol,
-                prepared.validation,
-                prepared.judge,
-                settings.samples,
-                settings.seed,
-                self.device,
-                settings.real,
-            )
-        verdict = self.judge(drawer(self.experiment, self.state.sampling_nets(), self.device))
+            self.judge = make_judge(self.experiment, self.job.prepared, self.device)
+        verdict = self.judge(self.state.sampling_nets())
         self.recorder.metrics(self.state.images_seen, {f"validation/{k}": v for k, v in verdict.figures.items()})
 
     def _save(self) -> None:
         self.saved_at = self.state.images_seen
         if self.first:
-            save_checkpoint(self.state, self.experiment, self.job.prepared.provenance, self.folder / CHECKPOINTS)
+            prepared = self.job.prepared
+            text = Path(prepared.text) if prepared.text else None
+            save_checkpoint(self.state, self.experiment, prepared.provenance, self.folder / CHECKPOINTS, text)
 
     def _tell(self) -> None:
         figures = self.recorder.latest if self.recorder else {}
         self.report({**figures, "kimg": self.state.kimg})
+
+
+Judgement = Callable[[Nets], Verdict]
+
+
+def make_judge(experiment: Experiment, prepared: Prepared, device: torch.device) -> Judgement:
+    """What judges the nets of a run while it trains, on its validation split."""
+    settings, split = experiment.evaluation, prepared.validation
+    if prepared.protocol == PART_PROTOCOL:
+        from orchestration.evaluation.parts import PartJudge
+
+        return PartJudge(experiment, split, settings.samples, settings.seed, device)
+    judge = Judge(prepared.protocol, split, prepared.judge, settings.samples, settings.seed, device, settings.real)
+    return lambda nets: judge(drawer(experiment, nets, device))
 
 
 def _last_judged(folder: Path) -> int:

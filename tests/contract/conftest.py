@@ -1,11 +1,11 @@
-"""The contract tests run over every registered system, a new one unasked."""
+"""The contract tests run over every registered system and part, a new one unasked."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from models.registry import system_names
+from models.registry import part_names, system_names
 from tests.tiny import small_pretrained_nets
 
 
@@ -14,6 +14,13 @@ def system_name(request: pytest.FixtureRequest) -> str:
     """Every registered system in turn."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(params=[*system_names(), *part_names()])
+def trainable_name(request: pytest.FixtureRequest) -> str:
+    """Every registered system and part in turn: all that is trained."""
+    found: str = request.param
+    return found
 
 
 @pytest.fixture(autouse=True)

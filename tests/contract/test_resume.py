@@ -1,25 +1,22 @@
 """A run that was cut off and goes on ends bit-equal to one that was not."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.registry import get_system
+from models.registry import get_trainable, system_names
 from orchestration.config import Experiment
 from orchestration.errors import RequestError
 from orchestration.evaluation.judging import Verdict
 from orchestration.stages import file_sha256
 from orchestration.training import worker
-from orchestration.training.recorder import METRICS, Recorder, read_metrics
+from orchestration.training.recorder import METRICS, PICTURES, Recorder, read_metrics
 from orchestration.training.state import (
     MANIFEST,
+    TEXT,
     UNFINISHED,
     checkpoint_folders,
     newest_checkpoint,
@@ -28,28 +25,29 @@ from orchestration.training.state import (
     save_checkpoint,
 )
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, train_worker
+from tests.contract.drill import said, start_drill
 from tests.tiny import CPU, PROVENANCE, tensors_of, tiny_experiment, tiny_job, tiny_trainer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
 ITERATIONS = 8
 
 
-def short_run(system_name: str, **changes: object) -> Experiment:
+def short_run(name: str, **changes: object) -> Experiment:
     """`ITERATIONS` iterations, with a record and a checkpoint at every second."""
-    per_iteration = tiny_trainer(tiny_experiment(system_name)).images_per_iteration / 1000
+    per_iteration = tiny_trainer(tiny_experiment(name)).images_per_iteration / 1000
     lengths: dict[str, object] = {
         "training__kimg": ITERATIONS * per_iteration,
         "training__log_kimg": 2 * per_iteration,
         "training__checkpoint_kimg": 2 * per_iteration,
         "training__picture_kimg": 4 * per_iteration,
     }
-    return tiny_experiment(system_name, **(lengths | changes))
+    return tiny_experiment(name, **(lengths | changes))
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint. Its manifest holds nothing that depends on when it was written."""
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    """sha256 of every file in it. A checkpoint's manifest holds nothing that depends on when it was written."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_sha256(path) for path in files}
 
 
 def recorded(folder: Path) -> list[tuple[int, dict[str, float]]]:
@@ -61,11 +59,11 @@ def recorded(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize("cut_after", [1, 2])
-def test_resumed_is_bit_equal(system_name: str, cut_after: int, tmp_path: Path) -> None:
+def test_resumed_is_bit_equal(trainable_name: str, cut_after: int, tmp_path: Path) -> None:
     """Nets, averages, optimizers and progress: three iterations, or some, a checkpoint, all thrown away, the rest."""
     # Where an average warms up, the number of its steps has to come back as well.
-    warms_up = "average" in get_system(system_name).Config.model_fields
-    experiment = tiny_experiment(system_name, **({"model__average__warm_up": True} if warms_up else {}))
+    warms_up = "average" in get_trainable(trainable_name).Config.model_fields
+    experiment = tiny_experiment(trainable_name, **({"model__average__warm_up": True} if warms_up else {}))
     undisturbed = tiny_trainer(experiment)
     for _ in range(3):
         undisturbed.iteration()
@@ -89,28 +87,14 @@ def test_resumed_is_bit_equal(system_name: str, cut_after: int, tmp_path: Path) 
     assert second_part.state.averaged == undisturbed.state.averaged
 
 
-def start_drill(job: Job, folder: Path, linger_s: float = 0.0, dies_writing: int = 0) -> subprocess.Popen[str]:
-    job_file = folder / "job.json"
-    job_file.write_text(json.dumps(job.to_json()))
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.contract.drill", str(job_file), str(linger_s), str(dies_writing)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_killed_twice_ends_as_if_nothing_happened(system_name: str, tmp_path: Path) -> None:
+def test_killed_twice_ends_as_if_nothing_happened(trainable_name: str, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints, SIGKILL in the middle of writing one, then to the end."""
-    experiment = short_run(system_name)
-    (tmp_path / "killed").mkdir()
+    experiment = short_run(trainable_name)
     job = tiny_job(tmp_path / "killed", experiment)
     run = Path(job.folder)
 
     process = start_drill(job, tmp_path, linger_s=PATIENCE_S)
     try:
-        (tmp_path / "calm").mkdir()
         calm_job = tiny_job(tmp_path / "calm", experiment)
         outcome = train_worker(calm_job, lambda _: None, CPU)
         assert outcome.status == "finished"
@@ -118,23 +102,28 @@ def test_killed_twice_ends_as_if_nothing_happened(system_name: str, tmp_path: Pa
 
         deadline = time.monotonic() + PATIENCE_S
         while not checkpoint_folders(run / CHECKPOINTS):
-            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert process.is_alive(), said(tmp_path)
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
     finally:
         process.kill()
-        process.communicate()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert read_outcome(run) is None
     first = newest_checkpoint(run / CHECKPOINTS)
     assert first is not None and first.images_seen == outcome.images_seen / 4
+    text = job.prepared.text
+    assert hashes(first.folder / TEXT) == (hashes(Path(text)) if text else {})
 
     # Its first checkpoint is written whole; of the second the first file is not.
-    files = len(hashes(first.folder)) - 1
-    process = start_drill(job, tmp_path, dies_writing=files + 1)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == -signal.SIGKILL, err[-3000:]
+    tensors = len(list(first.folder.glob("*.safetensors")))
+    process = start_drill(job, tmp_path, dies_writing=tensors + 1)
+    try:
+        process.join(PATIENCE_S)
+        assert process.exitcode == -signal.SIGKILL, said(tmp_path)
+    finally:
+        process.kill()
+        process.join()
     assert read_outcome(run) is None
     second = newest_checkpoint(run / CHECKPOINTS)
     assert second is not None and second.images_seen == outcome.images_seen / 2
@@ -152,11 +141,12 @@ def test_killed_twice_ends_as_if_nothing_happened(system_name: str, tmp_path: Pa
     points = [images for images, metrics in recorded(run) if "finished" not in metrics]
     assert points == sorted(set(points)) and len(points) == ITERATIONS / 2
     assert not list((run / CHECKPOINTS).glob(f"{UNFINISHED}*"))
-    assert hashes(run / "pictures") == hashes(calm / "pictures")
+    assert hashes(run / PICTURES) == hashes(calm / PICTURES)
+    assert bool(hashes(run / PICTURES)) == (trainable_name in system_names())
 
 
-def test_a_finished_run_that_is_run_again_adds_nothing(system_name: str, tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, short_run(system_name))
+def test_a_finished_run_that_is_run_again_adds_nothing(trainable_name: str, tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, short_run(trainable_name))
     told: list[float] = []
     first = train_worker(job, lambda figures: told.append(figures["kimg"]), CPU)
     run = Path(job.folder)
@@ -176,25 +166,25 @@ def newest(run: Path) -> Path:
 
 
 class FixedJudge:
-    """Stands in for a judge; counts its verdicts."""
+    """Stands in for the judge of a system or part; counts its verdicts."""
 
     verdicts = 0
 
     def __init__(self, *_: object) -> None:
         pass
 
-    def __call__(self, draw: object) -> Verdict:
+    def __call__(self, nets: object) -> Verdict:
         FixedJudge.verdicts += 1
         return Verdict("fixed", {"fid/fixed": float(FixedJudge.verdicts)}, 2)
 
 
 def test_killed_at_the_very_end_it_judges_once(
-    system_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainable_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off between the last checkpoint and the word "finished": the verdict is there once."""
-    monkeypatch.setattr(worker, "Judge", FixedJudge)
+    monkeypatch.setattr(worker, "make_judge", FixedJudge)
     monkeypatch.setattr(FixedJudge, "verdicts", 0)
-    job = tiny_job(tmp_path, short_run(system_name), protocol="fixed")
+    job = tiny_job(tmp_path, short_run(trainable_name), protocol="fixed")
     record = Recorder.metrics
 
     def cut_off(self: Recorder, images_seen: int, values: dict[str, float]) -> None:
@@ -213,10 +203,10 @@ def test_killed_at_the_very_end_it_judges_once(
 
 
 def test_the_last_checkpoint_is_there_at_every_moment_of_the_end(
-    system_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainable_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of a run never takes away the checkpoint that is all there is, not even to write it anew."""
-    job = tiny_job(tmp_path, short_run(system_name, training__keep_checkpoints=1))
+    job = tiny_job(tmp_path, short_run(trainable_name, training__keep_checkpoints=1))
     at_the_end: list[int] = []
     finish = worker.Session.finish
 
@@ -232,8 +222,8 @@ def test_the_last_checkpoint_is_there_at_every_moment_of_the_end(
     assert found.images_seen == round(job.experiment.training.kimg * 1000)
 
 
-def test_other_data_is_refused(system_name: str, tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, short_run(system_name, training__kimg=0.032))
+def test_other_data_is_refused(trainable_name: str, tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, short_run(trainable_name, training__kimg=0.032))
     train_worker(job, lambda _: None, CPU)
     values = job.to_json()
     values["prepared"]["provenance"]["data_digest"] = "f" * 64
@@ -243,9 +233,9 @@ def test_other_data_is_refused(system_name: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(
-    system_name: str, tmp_path: Path
+    trainable_name: str, tmp_path: Path
 ) -> None:
-    job = tiny_job(tmp_path, short_run(system_name))
+    job = tiny_job(tmp_path, short_run(trainable_name))
     train_worker(job, lambda _: None, CPU)
     run = Path(job.folder)
     before = hashes(newest(run))

@@ -1,4 +1,4 @@
-"""What every registered system promises: how it builds, what its phases train, how it samples."""
+"""What every registered system and part promises: how it builds, what its phases train, how systems sample."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.contract import Batch, Objective, Phase, Settings, StepContext, TextFeatures
+from models.contract import Batch, Captioner, Matcher, Objective, Phase, Settings, StepContext, TextFeatures
 from models.parallel import OneRank
-from models.registry import get_system, system_names
+from models.registry import get_system, get_trainable, part_names, system_names
 from models.xmcgan import XMCGAN, XMCGANConfig
 from orchestration.config import Experiment
+from orchestration.errors import RequestError
 from orchestration.training.loop import Trainer
 from orchestration.training.state import TrainingState, build_nets
-from tests.tiny import CARRIED, some_text, tiny_experiment, tiny_settings, tiny_trainer
+from tests.tiny import CARRIED, some_text, tiny_experiment, tiny_given, tiny_settings, tiny_trainer
 
 
 def next_batch(trainer: Trainer) -> Batch:
@@ -32,52 +33,86 @@ def snapshot(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def test_it_describes_itself(system_name: str) -> None:
-    system = get_system(system_name)
-    assert system.name == system_name
+def test_it_describes_itself(trainable_name: str) -> None:
+    system = get_trainable(trainable_name)
+    assert system.name == trainable_name
     assert system.title and "\n" not in system.title
     assert issubclass(system.Config, Settings)
     assert system.needs <= CARRIED
+    assert system.reads and system.reads <= {"features", "tokens"}
+    assert set(system.stages) <= set(part_names()) - {trainable_name}
     config = tiny_settings(system.Config)
     assert system.text_dim(config) > 0 and system.resolution(config) >= 32
     assert all(info.description for info in system.Config.model_fields.values())
 
 
+def test_systems_draw_from_features_and_parts_are_judged() -> None:
+    for name in system_names():
+        assert callable(get_system(name).sample) and "features" in get_trainable(name).reads
+    for name in part_names():
+        assert isinstance(get_trainable(name), Matcher | Captioner) and not hasattr(get_trainable(name), "sample")
+
+
 def test_an_unknown_system_is_a_key_error() -> None:
+    for find in (get_system, get_trainable):
+        with pytest.raises(KeyError):
+            find("no such system")
     with pytest.raises(KeyError):
-        get_system("no such system")
+        get_system(part_names()[0])
 
 
 def test_the_tiny_settings_say_what_they_lack() -> None:
     class New(Settings):
         depth: int
 
+    class Outer(Settings):
+        channels: int = 100
+        new: New = New(depth=3)
+
     with pytest.raises(AssertionError, match=r"New\.depth .*add it to SHRUNK"):
         tiny_settings(New)
+    assert tiny_settings(Outer).model_dump() == {"channels": 2, "new": {"depth": 3}}
 
 
-def test_defaults_build_on_meta(system_name: str) -> None:
+def test_defaults_build_on_meta(trainable_name: str) -> None:
     """The published model, without its memory."""
-    system = get_system(system_name)
+    system = get_trainable(trainable_name)
     with torch.device("meta"):
         nets = system.build(system.Config())
     for net in nets.values():
         assert all(tensor.is_meta for tensor in [*net.parameters(), *net.buffers()])
 
 
-def test_weights_are_a_function_of_the_seed(system_name: str) -> None:
-    experiment = tiny_experiment(system_name)
-    first, again = build_nets(experiment), build_nets(experiment)
-    other = build_nets(tiny_experiment(system_name, training__seed=4))
-    for name, net in first.items():
-        assert all(value.equal(again[name].state_dict()[key]) for key, value in net.state_dict().items())
-    trained = experiment.get_system().optimizers(experiment.model)
-    for name in trained:
-        assert not all(value.equal(other[name].state_dict()[key]) for key, value in first[name].state_dict().items())
+def test_weights_are_a_function_of_the_seed(trainable_name: str) -> None:
+    experiment = tiny_experiment(trainable_name)
+    given = tiny_given(experiment)
+    first, again = build_nets(experiment, given), build_nets(experiment, given)
+    other = build_nets(tiny_experiment(trainable_name, training__seed=4), given)
+    for name in first:
+        assert same_weights(first[name], again[name])
+    trained = experiment.trainable.optimizers(experiment.model)
+    assert {name for name in first if same_weights(first[name], other[name])} == first.keys() - trained.keys()
 
 
-def test_phases_give_an_objective_for_each_net_they_train(system_name: str) -> None:
-    trainer = tiny_trainer(tiny_experiment(system_name))
+def same_weights(net: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(value.equal(theirs[key]) for key, value in net.state_dict().items())
+
+
+def test_what_it_is_built_from_is_missed_with_a_sentence(trainable_name: str) -> None:
+    """A part that is not trained yet, or a vocabulary where word indices are read."""
+    experiment = tiny_experiment(trainable_name)
+    if not experiment.stages and "tokens" not in experiment.trainable.reads:
+        build_nets(experiment)
+        return
+    with pytest.raises(RequestError) as caught:
+        build_nets(experiment)
+    wanted = [f"the trained stage {part!r}" for part in experiment.stages] or ["vocabulary"]
+    assert any(what in str(caught.value) for what in wanted) and "\n" not in str(caught.value)
+
+
+def test_phases_give_an_objective_for_each_net_they_train(trainable_name: str) -> None:
+    trainer = tiny_trainer(tiny_experiment(trainable_name))
     system, config, nets = trainer.system, trainer.experiment.model, trainer.state.nets
     batch = next_batch(trainer)
     phases = system.phases(config)
@@ -95,9 +130,9 @@ def test_phases_give_an_objective_for_each_net_they_train(system_name: str) -> N
                 assert term.shape == () and not term.requires_grad and torch.isfinite(term)
 
 
-def test_an_objective_reaches_every_parameter_of_its_net(system_name: str) -> None:
+def test_an_objective_reaches_every_parameter_of_its_net(trainable_name: str) -> None:
     """A parameter that no loss reaches is a wire that was forgotten."""
-    trainer = tiny_trainer(tiny_experiment(system_name))
+    trainer = tiny_trainer(tiny_experiment(trainable_name))
     batch, nets = next_batch(trainer), trainer.state.nets
     reached: dict[str, set[str]] = {name: set() for name in trainer.state.optimizers}
     for phase in trainer.phases:
@@ -110,8 +145,8 @@ def test_an_objective_reaches_every_parameter_of_its_net(system_name: str) -> No
         assert {key for key, _ in nets[name].named_parameters()} - found == set()
 
 
-def test_one_iteration_changes_the_trained_nets_and_no_other(system_name: str) -> None:
-    trainer = tiny_trainer(tiny_experiment(system_name))
+def test_one_iteration_changes_the_trained_nets_and_no_other(trainable_name: str) -> None:
+    trainer = tiny_trainer(tiny_experiment(trainable_name))
     state = trainer.state
     before = {name: snapshot(net) for name, net in state.nets.items()}
     trainer.iteration()
@@ -148,7 +183,7 @@ def trained(system_name: str) -> Trainer:
 def draw(trainer: Trainer, text: TextFeatures, seeds: list[int]) -> Tensor:
     experiment = trainer.experiment
     with torch.inference_mode():
-        return trainer.system.sample(sampler_of(trainer.state, experiment), experiment.model, text, seeds)
+        return experiment.get_system().sample(sampler_of(trainer.state, experiment), experiment.model, text, seeds)
 
 
 def rows(text: TextFeatures, chosen: list[int]) -> TextFeatures:
@@ -191,9 +226,9 @@ def test_sampling_changes_nothing(trained: Trainer) -> None:
         assert all(value.equal(before[name][key]) for key, value in net.state_dict().items())
 
 
-def test_nets_of_one_phase_never_see_each_others_step(system_name: str) -> None:
+def test_nets_of_one_phase_never_see_each_others_step(trainable_name: str) -> None:
     """Each net's optimizer got the gradient of all nets as they were before the turn, the last net's too."""
-    trainer = tiny_trainer(tiny_experiment(system_name))
+    trainer = tiny_trainer(tiny_experiment(trainable_name))
     together = [index for index, phase in enumerate(trainer.phases) if len(phase.trains) > 1]
     if not together:
         assert all(len(phase.trains) == 1 for phase in trainer.phases)
@@ -235,6 +270,10 @@ def moments_with_gradient_of(
         net.load_state_dict(weights[key])
     names, parameters = zip(*nets[name].named_parameters(), strict=True)
     gradients = torch.autograd.grad(phase.losses(nets, batch, context)[name].loss, parameters)
+    largest = trainer.optimizer_settings[name].gradient_norm
+    if largest is not None:
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        gradients = tuple(gradient * (largest / norm).clamp(max=1.0) for gradient in gradients)
     beta = trainer.state.optimizers[name].defaults["betas"][0]
     return {
         key: beta * moments.get(key, torch.zeros_like(value)) + (1 - beta) * value

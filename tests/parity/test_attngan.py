@@ -266,9 +266,8 @@ def test_text_encoder(golden: Load) -> None:
     numbers = golden("attngan_text_encoder")
     constants = numbers.meta["constants"]
     net = TextEncoder(
-        TextEncoderSettings(
-            vocabulary_size=constants["vocab"], embedding_dim=constants["ninput"], text_dim=constants["nhidden"]
-        )
+        TextEncoderSettings(embedding_dim=constants["ninput"], text_dim=constants["nhidden"]),
+        vocabulary_size=constants["vocab"],
     ).eval()
     load(net, numbers.group("w"), [])
     with torch.no_grad():

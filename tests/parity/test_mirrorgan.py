@@ -50,9 +50,8 @@ def test_stream_loss(golden: Load) -> None:
     numbers = golden("mirrorgan_stream_loss")
     constants = numbers.meta["constants"]
     decoder = CaptionDecoder(
-        StreamConfig(
-            vocabulary_size=constants["vocab"], embedding_dim=constants["embed"], hidden_dim=constants["hidden"]
-        )
+        StreamConfig(embedding_dim=constants["embed"], hidden_dim=constants["hidden"]),
+        vocabulary_size=constants["vocab"],
     )
     load(decoder, numbers.group("w"), [])
     feature, tokens, lengths = (

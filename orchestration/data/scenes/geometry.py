@@ -65,7 +65,7 @@ def overlap(a: Box, b: Box) -> int:
 def relation(subject: Box, other: Box) -> str:
     """The spatial relation of one box to another, one of RELATIONS.
 
-    The six mutually exclusive relations of sg2im (Johnson et al. 2018, section 5): containment first, then the
+    The six mutually exclusive relations of sg2im (Johnson et al. 2018, section 4.1): containment first, then the
     direction between the centres by quadrant. At 45 degrees exactly, sideways wins.
     """
     (ax, ay, aw, ah), (bx, by, bw, bh) = subject, other

@@ -114,7 +114,7 @@ BACKGROUNDS: Final = (
     ),
 )
 
-# The six of sg2im (Johnson et al. 2018, section 5: scene graphs from COCO-Stuff).
+# The six of sg2im (Johnson et al. 2018, section 4.1: scene graphs from COCO-Stuff).
 RELATIONS: Final = ("left of", "right of", "above", "below", "inside", "surrounding")
 
 FIRST_STUFF_ID: Final = 92  # COCO-Stuff: things are 1..91, stuff is 92..182

@@ -1,14 +1,10 @@
-"""Named experiments. A docstring's first line is what `t2i models` shows; then paper, expectation, cost and command."""
-
-import difflib
-from collections.abc import Callable
+"""Experiments with XMC-GAN."""
 
 from models.contract import AdamSettings, AverageSettings
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.text import OFFLINE_NAME, TextEncoderSettings
 from models.xmcgan import XMCGANConfig
 from orchestration.config import DataSettings, EvaluationSettings, Experiment, ResourceSettings, TrainingSettings
-from orchestration.errors import RequestError
 
 # 82,783 training pictures of COCO-14 for 1,000 epochs (appendix A).
 COCO_14_KIMG = 82_783.0
@@ -116,16 +112,3 @@ def xmcgan_scenes32() -> Experiment:
         text=MINILM,
         training=TrainingSettings(kimg=24, batch_size=32, log_kimg=0.5, picture_kimg=4, checkpoint_kimg=4),
     )
-
-
-RECIPES: dict[str, Callable[[], Experiment]] = {
-    function.__name__: function for function in (xmcgan_coco14, xmcgan_coco14_released, xmcgan_laptop, xmcgan_scenes32)
-}
-
-
-def get_recipe(name: str) -> Experiment:
-    """The named experiment. Raises RequestError listing near names."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
-        raise RequestError(f"no recipe {name!r}; near it: {', '.join(near)} (t2i models lists all)")
-    return RECIPES[name]()

@@ -1,0 +1,132 @@
+"""A part that is trained before a GAN, against held-out pictures: it draws nothing, so it has figures of its own."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.contract import Batch, Captioner, Matcher, Nets
+from orchestration.config import Experiment
+from orchestration.data.batches import CaptionedPictures, held_out_captions
+from orchestration.errors import RequestError, RunError
+from orchestration.evaluation.judging import CPU, Verdict
+from orchestration.evaluation.naming import caption_overlap, naming_in_scenes
+from orchestration.evaluation.r_precision import NAME, RPrecision, figures, most_others
+from orchestration.prepared import PreparedSplit
+
+BATCH = 50
+OTHERS = 99
+
+
+class PartJudge:
+    """Judges a `Matcher` by R-precision and a `Captioner` by naming, on one held-out split.
+
+    samples: pictures, each with one caption, drawn with the seed. R-precision is 1+99, or 1+K where fewer images are
+    judged. Where images share classes, or captions of scenes name the same background, colour and thing, it is also
+    given against captions of other classes: those of the same class may well be true. Raises RequestError for a part
+    that is neither and for fewer than two images, RunError where a captioner's words were not prepared.
+    """
+
+    def __init__(
+        self, experiment: Experiment, split: PreparedSplit, samples: int, seed: int, device: torch.device = CPU
+    ) -> None:
+        self.part = experiment.trainable
+        if not isinstance(self.part, Matcher | Captioner):
+            raise RequestError(
+                f"{experiment.system} neither matches nor describes pictures, so nothing here can judge it: give its "
+                "class embed and encode, or describe (models/contract.py)"
+            )
+        self.seed, self.device = seed, device
+        self.data: CaptionedPictures = split.open()
+        if isinstance(self.part, Captioner) and self.data.tokens is None:
+            raise RunError(f"no word indices were prepared for {experiment.system}: add tokens to what it reads")
+        self.items, self.captions = held_out_captions(self.data.index, samples, seed)
+        self.image_ids = self.data.image_ids[self.items]
+        if len(np.unique(self.image_ids)) < 2:
+            raise RequestError(
+                f"{experiment.system} is judged by telling images apart, and {len(np.unique(self.image_ids))} was held "
+                "out: choose a larger split as data.validation_split"
+            )
+        self.labels: list[list[str]] | None = None
+        if split.labels:
+            known = json.loads((Path(split.labels) / "labels.json").read_text())
+            self.labels = [known[str(image_id)] for image_id in self.image_ids.tolist()]
+
+    def __call__(self, nets: Nets) -> Verdict:
+        """Figures of these nets, in evaluation mode meanwhile. Nothing is random: equal nets have equal figures."""
+        found: dict[str, float] = {}
+        protocols = []
+        with torch.inference_mode(), _evaluating(nets):
+            if isinstance(self.part, Matcher):
+                metrics = self._match(self.part, nets)
+                for metric in metrics:
+                    found |= figures(metric.compute())
+                protocols.append(f"{NAME}/{metrics[0].protocol}")
+            if isinstance(self.part, Captioner):
+                found |= self._name(self.part, nets)
+                protocols.append("naming/caption-overlap" if self.labels is None else "naming/scenes")
+        return Verdict(" ".join(protocols), found, len(self.items))
+
+    def _match(self, part: Matcher, nets: Nets) -> list[RPrecision]:
+        classes = self._classes()
+        protocols = [f"1+{min(OTHERS, most_others(self.image_ids))}"]
+        if classes is not None and (others := min(OTHERS, most_others(self.image_ids, classes))):
+            protocols.append(f"1+{others}-other-classes")
+        metrics = [RPrecision(protocol, self.seed) for protocol in protocols]
+        for places, batch in self._batches():
+            pictures, captions = part.embed(nets, batch)
+            for metric in metrics:
+                metric.update(
+                    places, self.image_ids[places], pictures, captions, None if classes is None else classes[places]
+                )
+        return metrics
+
+    def _name(self, part: Captioner, nets: Nets) -> dict[str, float]:
+        assert self.data.tokens is not None
+        vocabulary = self.data.tokens.vocabulary
+        told = []
+        for _, batch in self._batches():
+            assert batch.images is not None
+            told += [vocabulary.decode(row) for row in part.describe(nets, batch.images).tolist()]
+        if self.labels is not None:
+            return naming_in_scenes(told, self.labels)
+        return caption_overlap(told, [self.data.index.texts[caption] for caption in self.captions])
+
+    def _classes(self) -> NDArray[np.int64] | None:
+        """(samples,) what pictures of one class share; None where every image is a class of its own."""
+        if self.labels is not None:
+            return np.unique(self.labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        classes = self.data.index.class_ids[self.items]
+        return None if np.array_equal(classes, self.image_ids) else classes
+
+    def _batches(self) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Places among the samples, and the samples as training would see them, but cut in the centre."""
+        data = self.data
+        for start in range(0, len(self.items), BATCH):
+            places = np.arange(start, min(start + BATCH, len(self.items)), dtype=np.int64)
+            items, captions = self.items[places], self.captions[places]
+            batch = Batch(
+                torch.from_numpy(data.image_ids[items]),
+                data.pictures.transform.normalise(data.pixels(items)),
+                data.features.take(captions) if data.features else None,
+                data.tokens.take(captions) if data.tokens else None,
+                torch.from_numpy(data.index.class_ids[items]),
+            )
+            yield places, batch.to(self.device)
+
+
+@contextmanager
+def _evaluating(nets: Nets) -> Iterator[None]:
+    """The nets are in evaluation mode in here, and afterwards every module is as it was."""
+    before = [(module, module.training) for net in nets.values() for module in net.modules()]
+    for net in nets.values():
+        net.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

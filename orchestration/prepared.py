@@ -1,0 +1,82 @@
+"""What preparation leaves for workers: all that training reads, by path, so that it crosses processes as JSON."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.contract import Given
+from orchestration.data.batches import CaptionedPictures
+from orchestration.data.features import CaptionTokens, open_caption_features, open_caption_index
+from orchestration.data.pictures import Pictures
+from orchestration.data.shards import open_shards
+from orchestration.data.transforms import get_transform
+from orchestration.data.vocabulary import load_vocabulary
+from orchestration.training.state import Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """How captions become word indices: the vocabulary's file, and what is kept of long captions."""
+
+    vocabulary: str
+    longest: int
+    shortening: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSplit:
+    """One prepared split, by path: the shards' folder, the published folder they were made from, the captions."""
+
+    pictures: str
+    root: str
+    captions: str
+    features: str | None = None
+    tokens: TokenSource | None = None
+    labels: str | None = None
+
+    def open(self) -> CaptionedPictures:
+        """Memory-map it."""
+        shards = open_shards(Path(self.pictures), Path(self.root))
+        options = shards.options
+        pictures = Pictures(shards, get_transform(options.transform), options.size)
+        index = open_caption_index(Path(self.captions))
+        features = open_caption_features(Path(self.features)) if self.features else None
+        tokens = None
+        if self.tokens:
+            vocabulary = load_vocabulary(Path(self.tokens.vocabulary))
+            tokens = CaptionTokens(index, vocabulary, self.tokens.longest, self.tokens.shortening)
+        return CaptionedPictures(pictures, index, features, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything a worker reads, by path: it crosses process borders as JSON.
+
+    text: folder of the trained part that encodes captions, which checkpoints take along; None for pretrained ones.
+    """
+
+    train: PreparedSplit
+    validation: PreparedSplit
+    provenance: Provenance
+    protocol: str
+    judge: str | None
+    vocabulary_size: int = 0
+    parts: tuple[tuple[str, str], ...] = ()
+    text: str | None = None
+
+    @property
+    def given(self) -> Given:
+        """What nets are built from."""
+        return Given(self.vocabulary_size, {name: Path(folder) for name, folder in self.parts})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Prepared":
+        splits = {}
+        for name in ("train", "validation"):
+            tokens = values[name]["tokens"]
+            splits[name] = PreparedSplit(**{**values[name], "tokens": TokenSource(**tokens) if tokens else None})
+        parts = tuple((name, folder) for name, folder in values["parts"])
+        return cls(**{**values, **splits, "parts": parts, "provenance": Provenance(**values["provenance"])})

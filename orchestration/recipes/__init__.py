@@ -1,0 +1,59 @@
+"""Named experiments. A docstring's first line is what `t2i models` shows; then paper, expectation, cost and command."""
+
+import difflib
+from collections.abc import Callable
+
+from orchestration.config import Experiment
+from orchestration.errors import RequestError
+from orchestration.recipes.attngan import (
+    attngan_coco14,
+    attngan_cub,
+    attngan_laptop,
+    attngan_plus_coco14,
+    attngan_scenes,
+)
+from orchestration.recipes.mirrorgan import (
+    mirrorgan_coco14_paper,
+    mirrorgan_cub,
+    mirrorgan_cub_paper,
+    mirrorgan_laptop,
+    mirrorgan_scenes,
+)
+from orchestration.recipes.xmcgan import (
+    MINILM,
+    QUICK_SCENES,
+    xmcgan_coco14,
+    xmcgan_coco14_released,
+    xmcgan_laptop,
+    xmcgan_scenes32,
+)
+
+__all__ = ["MINILM", "QUICK_SCENES", "RECIPES", "get_recipe"]
+
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    function.__name__: function
+    for function in (
+        attngan_cub,
+        attngan_coco14,
+        attngan_plus_coco14,
+        attngan_laptop,
+        attngan_scenes,
+        mirrorgan_cub,
+        mirrorgan_cub_paper,
+        mirrorgan_coco14_paper,
+        mirrorgan_laptop,
+        mirrorgan_scenes,
+        xmcgan_coco14,
+        xmcgan_coco14_released,
+        xmcgan_laptop,
+        xmcgan_scenes32,
+    )
+}
+
+
+def get_recipe(name: str) -> Experiment:
+    """The named experiment. Raises RequestError listing near names."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
+        raise RequestError(f"no recipe {name!r}; near it: {', '.join(near)} (t2i models lists all)")
+    return RECIPES[name]()

@@ -4,14 +4,17 @@ All are stages: computed once, under a key of all that they depend on, and share
 """
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from models.contract import Matcher
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.text import TextEncoder
+from models.encoders.trunk import ImageTrunkSettings, find_trunk_weights
 from models.registry import get_trainable
 from orchestration.config import Experiment
 from orchestration.data.features import (
@@ -350,13 +353,26 @@ def require(experiment: Experiment, dataset: Dataset) -> None:
 
 
 def require_weights(experiment: Experiment) -> None:
-    """RequestError when a pretrained image net that the losses use is not on this machine."""
+    """RequestError when a pretrained image net that it, or a part before it, uses is not on this machine."""
     settings = getattr(experiment.model, "pretrained", None)
-    if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
-        try:
+    try:
+        if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
+            where = "model.pretrained"
             find_weights(settings)
-        except WeightsMissing as error:
-            raise RequestError(f"model.pretrained: {error}") from error
+        for where, trunk in _trunks(experiment):
+            find_trunk_weights(trunk, where)
+    except WeightsMissing as error:
+        sentence = str(error)
+        raise RequestError(sentence if where in sentence else f"{where}: {sentence}") from error
+
+
+def _trunks(settings: Any, path: str = "") -> Iterator[tuple[str, ImageTrunkSettings]]:
+    """Every frozen image net below some settings, with the field that names it."""
+    if isinstance(settings, ImageTrunkSettings):
+        yield path, settings
+    elif isinstance(settings, BaseModel | dict):
+        for name, value in settings.items() if isinstance(settings, dict) else settings:
+            yield from _trunks(value, f"{path}.{name}" if path else name)
 
 
 def choose_protocol(experiment: Experiment) -> str:

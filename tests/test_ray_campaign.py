@@ -19,14 +19,15 @@ from orchestration.cluster import ray_cluster
 from orchestration.config import Experiment, apply_assignments
 from orchestration.errors import RequestError
 from orchestration.home import Home
+from orchestration.preparation import Preparation
 from orchestration.recipes import get_recipe
 from orchestration.serving.client import request_image
 from orchestration.serving.server import check_port
-from orchestration.stages import quiet
+from orchestration.stages import quiet, read_records
 from orchestration.tracking import Tracker
 from search_spaces.space import load_space
 
-from .ray_support import TINY, assignments
+from .ray_support import TINY, TINY_DATA, assignments
 
 pytestmark = pytest.mark.ray_cluster
 RANGES = {"batch_size": "8,16"}
@@ -87,6 +88,33 @@ def test_trials_of_two_workers(cluster: None, home: Path) -> None:
     assert sorted(trial.state for trial in campaign.trials).count("failed") == 0
     assert len(campaign.trials) == 2
     assert campaign.best.values == {"tau": 0.1} or campaign.best.objective is not None
+
+
+def test_a_concurrent_sweep_of_a_late_parameter_trains_damsm_and_stream_once(cluster: None, home: Path) -> None:
+    """Four values of MirrorGAN's lambda, two at a time; the stage records say what was computed."""
+    values: dict[str, object] = {
+        "data.source": TINY_DATA,
+        "model.resolution": 32,
+        "model.generator_channels": 4,
+        "model.discriminator_channels": 4,
+        "model.stream.resolution": 32,
+        "training.kimg": 0.064,
+        "training.batch_size": 16,
+        "training.log_kimg": 0.032,
+        "evaluation.samples": 32,
+    }
+    for name in ("damsm", "stream"):
+        values |= {f"stages.{name}.model.resolution": 32, f"stages.{name}.training.kimg": 0.096}
+    base = apply_assignments(
+        get_recipe("mirrorgan_scenes"), [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    )
+    space = load_space("mirrorgan").choose(["stream_weight"])
+    campaign = tune(base, space, CampaignSettings(4, 2, grace_kimg=0.064, seed=1), Home(home), Tracker(home))
+    assert [trial.state for trial in campaign.trials] == ["finished"] * 4
+    assert len({trial.checkpoint for trial in campaign.trials}) == 4
+    keys = {stage.name: stage.key for stage in Preparation(base, Home(home)).graph()}
+    computed = [(record["stage"], record["key"]) for record in read_records(Home(home).stages)]
+    assert [computed.count((name, keys[name])) for name in ("vocabulary", "damsm", "stream")] == [1, 1, 1]
 
 
 def test_quickstart_twice(cluster: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,9 @@ def mirrorgan_scenes() -> Experiment:
     """MirrorGAN at 64 px on easy scenes, DAMSM and STREAM included: minutes on two cores.
 
     The scenes, sizes and learning rates of AttnGAN there, whose trained DAMSM it shares. No published number. Cost:
-    about 90 pictures a second on one core (DAMSM and STREAM 500).
+    about 90 pictures a second on one core (DAMSM and STREAM 500). Seen once, seed 0, on 500 validation captions: DAMSM
+    r_precision/1+99/top-1 0.63 (chance 0.01; 0.94 among other classes), STREAM names the thing of 0.90 of the pictures
+    (0.19 of another), and after 12 kimg the GAN's fid/scenes-net is 56, colour 0.44 (0.15 mismatched), thing at chance.
     Command: t2i train mirrorgan_scenes --workers 2
     """
     return Experiment(

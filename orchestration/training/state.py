@@ -26,6 +26,7 @@ from orchestration.stages import file_sha256, list_files, write_atomically
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".writing-"
+STAGE_ONLY = ("stage.json", "figures.json")  # of a trained part's folder: what is said about it, not what it is
 TEXT = "text"  # within a checkpoint: the trained encoder that its captions are read with
 
 
@@ -160,7 +161,7 @@ def save_checkpoint(
         for name, optimizer in state.optimizers.items():
             _save(working / f"optimizer_{name}.safetensors", _optimizer_tensors(state.nets[name], optimizer))
         if text is not None:
-            shutil.copytree(text, working / TEXT)
+            shutil.copytree(text, working / TEXT, ignore=shutil.ignore_patterns(*STAGE_ONLY))
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "experiment": experiment.model_dump(mode="json"),

@@ -73,7 +73,9 @@ def test_shown_command_is_one(line: str) -> None:
         if words[1] not in command.commands and hasattr(command, "default"):
             words.insert(1, command.default)
         command, words, name = command.commands[words[1]], words[1:], " ".join(words[:2])
-    context = command.make_context(words[0], words[1:])
+    # With a parent, as when it is called: click keeps what it first made of a command's help option.
+    parent = click.Context(cli, info_name="t2i", **cli.context_settings)
+    context = command.make_context(words[0], words[1:], parent=parent)
     assert isinstance(context, click.Context)
     if name in ("train", "tune"):
         assert context.params["recipe"] in RECIPES

@@ -355,15 +355,16 @@ def require(experiment: Experiment, dataset: Dataset) -> None:
 def require_weights(experiment: Experiment) -> None:
     """RequestError when a pretrained image net that it, or a part before it, uses is not on this machine."""
     settings = getattr(experiment.model, "pretrained", None)
-    try:
-        if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
-            where = "model.pretrained"
+    if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
+        try:
             find_weights(settings)
-        for where, trunk in _trunks(experiment):
+        except WeightsMissing as error:
+            raise RequestError(f"model.pretrained: {error}") from error
+    for where, trunk in _trunks(experiment):
+        try:
             find_trunk_weights(trunk, where)
-    except WeightsMissing as error:
-        sentence = str(error)
-        raise RequestError(sentence if where in sentence else f"{where}: {sentence}") from error
+        except WeightsMissing as error:
+            raise RequestError(str(error)) from error
 
 
 def _trunks(settings: Any, path: str = "") -> Iterator[tuple[str, ImageTrunkSettings]]:

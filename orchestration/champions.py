@@ -3,69 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from models.contract import Given
-from orchestration.errors import RequestError
-from orchestration.evaluation.judging import Judge, Verdict, drawer
 from orchestration.home import Home
-from orchestration.painter import checkpoint_encoder, vocabulary_digest
-from orchestration.preparation import Preparation, choose_protocol
 from orchestration.registry import ModelVersion
-from orchestration.stages import Progress, quiet
 from orchestration.tracking import Tracker
-from orchestration.training.state import (
-    Checkpoint,
-    Provenance,
-    check_provenance,
-    initial_state,
-    load_for_sampling,
-    open_checkpoint,
-)
-
-
-def evaluate(
-    checkpoint: Checkpoint,
-    home: Home,
-    split: str | None = None,
-    samples: int | None = None,
-    source: str | None = None,
-    progress: Progress = quiet,
-) -> tuple[Verdict, Verdict]:
-    """Judge a checkpoint on held-out captions: (the untrained net it grew from, the checkpoint).
-
-    Both draw for the same captions with the same noise. split: by default the experiment's test split; source: by
-    default the data it was trained on. Raises RequestError.
-    """
-    experiment = checkpoint.experiment
-    if source is not None:
-        experiment = experiment.replace({"data.source": source})
-    encoder = checkpoint_encoder(checkpoint, home)
-    vocabulary = vocabulary_digest(encoder)
-    # Other data may be judged, another text encoder would only seem to work.
-    check_provenance(checkpoint, Provenance(checkpoint.provenance.data_digest, encoder.digest, vocabulary))
-    preparation = Preparation(experiment, home, progress, encoder=encoder)
-    dataset = preparation.dataset(split or experiment.data.test_split)
-    protocol = choose_protocol(experiment)
-    if protocol == "none":
-        raise RequestError("evaluation.protocol is none: name one, such as efficientnet-lite0")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judge = Judge(
-        protocol,
-        preparation.split(dataset, reads=frozenset({"features"})),
-        preparation.judge(protocol),
-        samples or experiment.evaluation.samples,
-        experiment.evaluation.seed,
-        device,
-        experiment.evaluation.real,
-    )
-    verdicts: list[Verdict] = []
-    untrained = initial_state(experiment, device, Given(folders=preparation.parts)).sampling_nets()
-    for nets in (untrained, load_for_sampling(checkpoint, device, vocabulary)):
-        progress("judging", len(verdicts), 2)
-        verdicts.append(judge(drawer(experiment, nets, device)))
-    progress("judging", 2, 2)
-    return verdicts[0], verdicts[1]
+from orchestration.training.state import Checkpoint, open_checkpoint
 
 
 def promote(

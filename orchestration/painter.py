@@ -13,8 +13,8 @@ from models.encoders.text import TextEncoder
 from orchestration.data.features import Encoder, check_encodable
 from orchestration.data.word_encoder import WordEncoder, open_word_encoder
 from orchestration.errors import RequestError
-from orchestration.evaluation.distances import to_bytes
-from orchestration.evaluation.judging import drawer
+from orchestration.evaluation.looking import drawer
+from orchestration.evaluation.pixels import to_bytes
 from orchestration.home import Home
 from orchestration.training.state import TEXT, Checkpoint, load_for_sampling, open_checkpoint
 

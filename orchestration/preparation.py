@@ -5,7 +5,7 @@ All are stages: computed once, under a key of all that they depend on, and share
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from orchestration.data.shards import ShardOptions, open_shards, write_shards
 from orchestration.data.sources import FORMATS, PREPARED, SCENES, open_source, parse_source, source_folder
 from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary, read_word_list, vocabulary_stage, word_list_stage
-from orchestration.data.word_encoder import VOCABULARY, describe_part, open_word_encoder
+from orchestration.data.word_encoder import VOCABULARY, WordEncoder, describe_part, open_word_encoder
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.prepared import Prepared, PreparedSplit, TokenSource
@@ -315,11 +315,27 @@ class Preparation:
         text = None if self.text_part else self.experiment.text.model_dump(mode="json")
 
         def write(folder: Path, progress: Progress) -> None:
-            write_caption_features(open_caption_index(self.captions(dataset)), self.encoder, folder, progress)
+            index, resources = open_caption_index(self.captions(dataset)), self.experiment.resources
+            workers = resources.threads and resources.workers * resources.threads
+            write_caption_features(index, self.encoder, folder, progress, workers, self._reopening())
 
         encoder = self.part_stage(trained).key if trained else self.encoder.digest
         inputs = {"data": dataset.digest, "encoder": encoder}
-        return Stage("text-features", FEATURES_VERSION, {"text": text, "split": dataset.split}, inputs, write)
+        settings = {"text": text, "split": dataset.split}
+        return Stage("text-features", FEATURES_VERSION, settings, inputs, write, resumable=True)
+
+    def _reopening(self) -> Callable[[], Encoder] | None:
+        """What opens the encoder in another process, which has another current folder."""
+        encoder = self.encoder
+        if isinstance(encoder, WordEncoder):
+            return partial(open_word_encoder, encoder.folder.resolve())
+        if isinstance(encoder, TextEncoder):
+            folder = Path(encoder.settings.name).expanduser()
+            name = str(folder.resolve()) if folder.is_dir() else encoder.settings.name
+            return partial(
+                TextEncoder, encoder.settings.model_copy(update={"name": name}), self.home.encoders.resolve()
+            )
+        return None
 
     def graph(self) -> list[Stage]:
         """Every stage that this experiment needs, each after those it reads; nothing is run. Raises RequestError."""
@@ -378,6 +394,8 @@ def _trunks(settings: Any, path: str = "") -> Iterator[tuple[str, ImageTrunkSett
 
 def choose_protocol(experiment: Experiment) -> str:
     """The protocol that "auto" means for this data. Raises RequestError for one that cannot judge it."""
+    from orchestration.evaluation.feature_views import NETS
+
     if not hasattr(experiment.trainable, "sample"):
         return PART_PROTOCOL
     wanted = experiment.evaluation.protocol
@@ -389,6 +407,8 @@ def choose_protocol(experiment: Experiment) -> str:
             find_weights(PretrainedImageSettings(name="efficientnet-lite0"))
         except WeightsMissing as error:
             raise RequestError(f"evaluation.protocol=efficientnet-lite0: {error}, or set it to none") from error
+    if wanted not in (*NETS, "none"):
+        raise RequestError(f"evaluation.protocol={wanted!r} is no feature net: there are auto, {', '.join(NETS)}, none")
     if wanted == "scenes-net" and not generated:
         raise RequestError(
             f"evaluation.protocol=scenes-net judges generated scenes only, not {experiment.data.source}: "

@@ -4,10 +4,13 @@ import time
 from typing import Any
 
 from orchestration.campaigns.tune import SLOT, Campaign, CampaignSettings, trial_experiment, tune
-from orchestration.champions import champion_checkpoint, evaluate, promote
+from orchestration.champions import champion_checkpoint, promote
 from orchestration.cluster import ray_cluster
 from orchestration.config import Experiment
 from orchestration.errors import RunError
+from orchestration.evaluation.evaluate import UNTRAINED_ROW, Request, judge_runs
+from orchestration.evaluation.record import by_figure
+from orchestration.evaluation.tables import Table
 from orchestration.home import Home
 from orchestration.progress import Say
 from orchestration.recipes import get_recipe
@@ -29,6 +32,8 @@ RANGES = {
     "batch_size": "16,32,64",
 }
 WORKERS = CONCURRENT = 2
+JUDGE = "scenes-net"
+JUDGED_BY = ("fid", "kid", "accuracy", "duplicates")
 PROMPT = "a red boat on the sea"
 
 
@@ -42,15 +47,15 @@ def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Pr
         campaign = search(base, home, tracker, say, progress)
         run = train_best(base, campaign, home, tracker, say, progress)
         say("judging the champion on captions of the test split, against the net before training")
-        before, after = evaluate(run.checkpoint, home, progress=progress)
-        tracker.log_metrics(
-            run.run_id, {f"test/{name}": value for name, value in after.figures.items()}, run.checkpoint.images_seen
-        )
-        champion = promote(tracker, run.checkpoint, run.run_id, after.figures)
+        request = Request(JUDGED_BY, samples=base.evaluation.samples)
+        rows = judge_runs(home, tracker, [str(run.folder)], request, untrained=True, progress=progress)
+        before, after = (by_figure(rows[name]) for name in (UNTRAINED_ROW, run.folder.name))
+        say(Table.of([record for records in rows.values() for record in records]).text())
+        champion = promote(tracker, run.checkpoint, run.run_id, {name: record.value for name, record in after.items()})
         say(f"champion: {champion.model} version {champion.version}; asking Ray Serve for {prompt!r}")
         picture = home.root / "quickstart.png"
         write_atomically(picture, draw_by_endpoint(tracker, home, prompt))
-    figures = after.figures
+    fid, accuracy = f"fid/{JUDGE}", {name: after[f"accuracy/{name}"] for name in ("background", "colour", "thing")}
     return {
         "png": str(picture),
         "prompt": prompt,
@@ -58,15 +63,17 @@ def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Pr
         "checkpoint_digest": run.checkpoint.digest,
         "trials": len(campaign.trials),
         "best_params": campaign.best.values,
-        "protocol": f"fid/{after.protocol}",
-        "fid_before": before.figures[f"fid/{after.protocol}"],
-        "fid_after": figures[f"fid/{after.protocol}"],
-        "kid_after": figures[f"kid/{after.protocol}"],
-        "samples": after.samples,
+        "protocol": fid,
+        "fid_before": before[fid].value,
+        "fid_after": after[fid].value,
+        "fid_interval": [after[fid].low, after[fid].high],
+        "kid_after": after[f"kid/{JUDGE}"].value,
+        "samples": after[fid].drawn,
+        "real_samples": after[fid].real,
         "accuracy": {
-            **{name: figures[f"accuracy/{name}"] for name in ("background", "colour", "thing")},
-            "thing_chance": figures["chance/thing"],
-            "mismatched": {name: figures[f"accuracy_mismatched/{name}"] for name in ("background", "colour", "thing")},
+            **{name: record.value for name, record in accuracy.items()},
+            "thing_chance": accuracy["thing"].details["chance"],
+            "mismatched": {name: record.details["mismatched"] for name, record in accuracy.items()},
         },
         "data": base.data.source,
         "pretrained_features": pretrained_features(base),

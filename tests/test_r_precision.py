@@ -1,6 +1,7 @@
 """R-precision: encoders whose worth is known, pools, ties, and results that do not depend on who saw what."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestration.errors import RequestError
+from orchestration.evaluation.estimates import Estimate, figures, share
+from orchestration.evaluation.metric import Asked, Metric, Seen
 from orchestration.evaluation.r_precision import (
-    Estimate,
+    PROTOCOLS as DESCRIBED,
+)
+from orchestration.evaluation.r_precision import (
     RPrecision,
     cosines,
     draw_others,
-    figures,
     most_others,
-    share,
     true_ranks,
 )
 
@@ -36,16 +39,33 @@ def vectors(seed: int, count: int = COUNT) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def judged(protocol: str, pictures: Tensor, captions: Tensor, seed: int = 0) -> RPrecision:
+def seen(
+    places: NDArray[np.int64],
+    image_ids: NDArray[np.int64],
+    pictures: Tensor,
+    captions: Tensor,
+    class_ids: NDArray[np.int64] | None = None,
+    view: str = "damsm",
+) -> Seen:
+    classes = image_ids if class_ids is None else class_ids
+    asked = Asked(places, image_ids, classes, image_ids, [f"caption {place}" for place in places])
+    return Seen(asked, {f"{view}/picture": pictures.numpy(), f"{view}/caption": captions.numpy()})
+
+
+def judged(protocol: str, pictures: Tensor, captions: Tensor, seed: int = 0, **options: Any) -> RPrecision:
     """A metric that saw one picture of each image, all at once."""
-    metric = RPrecision(protocol, seed)
+    metric = RPrecision(protocol, seed, **options)
     places = np.arange(len(pictures))
-    metric.update(places, 10 * places, pictures, captions, CLASSES[: len(places)])
+    metric.update(seen(places, 10 * places, pictures, captions, CLASSES[: len(places)], metric.view))
     return metric
 
 
+def values(metric: RPrecision) -> dict[str, Estimate]:
+    return {result.figure: result.estimate for result in metric.compute()}
+
+
 def tops(metric: RPrecision) -> list[float]:
-    return [estimate.value for estimate in metric.compute().values()]
+    return [result.estimate.value for result in metric.compute()]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -68,9 +88,9 @@ class TestKnownEncoders:
         assert tops(judged(protocol, vectors(0) * torch.nan, vectors(0))) == [0, 0, 0]
 
     def test_an_encoder_that_knows_nothing_is_at_chance(self, protocol: str) -> None:
-        seen = judged(protocol, vectors(0), vectors(1))
+        found = judged(protocol, vectors(0), vectors(1))
         listed = 12 + 1 if protocol.startswith("1+12") else int(protocol.removeprefix("batch-").removeprefix("1+"))
-        for top, estimate in enumerate(seen.compute().values(), start=1):
+        for top, estimate in enumerate(values(found).values(), start=1):
             assert estimate.low <= top / listed + 0.03
             assert estimate.high >= top / listed - 0.03
 
@@ -101,7 +121,7 @@ class TestRanks:
             expected.append(sum(bool(score >= own) for score in wrong))
         metric = judged("1+99", pictures, captions, seed=5)
         assert metric.ranks().tolist() == expected
-        found = metric.compute()
+        found = values(metric)
         assert list(found) == [f"r_precision/1+99/top-{top}" for top in (1, 2, 3)]
         assert [each.value for each in found.values()] == [
             np.mean([rank < top for rank in expected]) for top in (1, 2, 3)
@@ -110,8 +130,8 @@ class TestRanks:
         assert {each.count for each in found.values()} == {COUNT}
 
     def test_a_top_that_holds_every_caption_says_nothing(self) -> None:
-        assert list(judged("1+2", vectors(0), vectors(1)).compute()) == [f"r_precision/1+2/top-{top}" for top in (1, 2)]
-        assert list(judged("batch-2", vectors(0), vectors(1)).compute()) == ["r_precision/batch-2/top-1"]
+        assert list(values(judged("1+2", vectors(0), vectors(1)))) == [f"r_precision/1+2/top-{top}" for top in (1, 2)]
+        assert list(values(judged("batch-2", vectors(0), vectors(1)))) == ["r_precision/batch-2/top-1"]
 
     def test_many_pictures_are_ranked_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for protocol in PROTOCOLS:
@@ -184,7 +204,7 @@ class TestPools:
         image_ids = np.tile(np.arange(50), 2)
         for protocol in ("1+49", "batch-100"):
             metric = RPrecision(protocol)
-            metric.update(np.arange(100), image_ids, shown, shown)
+            metric.update(seen(np.arange(100), image_ids, shown, shown))
             assert tops(metric) == [1, 1, 1]
 
 
@@ -218,7 +238,7 @@ class TestWhoSawWhat:
             metric = RPrecision(protocol, 3)
             for batch in [*batches, *([twice] if twice else [])]:
                 places = np.array(batch)
-                metric.update(places, 10 * places, pictures[batch], captions[batch], CLASSES[batch])
+                metric.update(seen(places, 10 * places, pictures[batch], captions[batch], CLASSES[batch]))
             metrics.append(metric)
         whole = metrics[0]
         for metric in metrics[1:]:
@@ -231,14 +251,59 @@ class TestWhoSawWhat:
         """batch-K: positions name the batches, and one that is not whole is left out."""
         metric = RPrecision("batch-50")
         places = np.arange(30, 130)
-        metric.update(places, places, vectors(0, 100), vectors(0, 100))
-        assert metric.compute()["r_precision/batch-50/top-1"].count == 50
+        metric.update(seen(places, places, vectors(0, 100), vectors(0, 100)))
+        assert values(metric)["r_precision/batch-50/top-1"].count == 50
 
-    def test_embeddings_are_kept_without_their_graph(self) -> None:
-        pictures = vectors(0, 8).bfloat16().requires_grad_()
-        metric = judged("1+7", pictures, pictures)
+    def test_what_is_kept_is_not_the_views(self) -> None:
+        """A portion's buffers may be used again."""
+        shown = vectors(0, 8)
+        metric = judged("1+7", shown, shown)
+        shown.zero_()
         assert tops(metric) == [1, 1, 1]
-        assert not metric._parts[0].pictures.requires_grad
+
+    def test_it_is_a_metric(self) -> None:
+        metric: Metric = RPrecision("1+99")
+        assert (set(metric.looks_at), set(metric.looks_at_real), metric.plan) == ({"damsm"}, set(), "captions")
+        result = judged("1+99", vectors(0), vectors(0)).compute()[0]
+        assert (result.name, result.protocol, result.real, result.drawn) == ("r_precision", "1+99/top-1", 0, COUNT)
+
+    def test_an_independent_encoder_is_in_the_protocol(self) -> None:
+        found = judged("1+99", vectors(0), vectors(0), view="dual-clip")
+        assert list(values(found)) == [f"r_precision/dual-clip/1+99/top-{top}" for top in (1, 2, 3)]
+        assert found.looks_at == {"dual-clip"}
+        with pytest.raises(ValueError, match="dual-clip/1\\+99 with seed 0 is not 1\\+99 with seed 0"):
+            judged("1+99", vectors(0), vectors(0)).merge(found)
+
+    def test_protocols_are_described(self) -> None:
+        assert all(f"r_precision/{protocol}" in DESCRIBED for protocol in ("1+99", "1+99-other-classes", "batch-100"))
+
+
+class TestTies:
+    """What is said where ties decide."""
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_a_constant_encoder(self, protocol: str) -> None:
+        results = judged(protocol, vectors(0), vectors(1)[:1].repeat(COUNT, 1)).compute()
+        judged_pictures = results[0].drawn
+        for result in results:
+            assert (result.estimate.value, result.estimate.low, result.details["tied"]) == (0, 0, 1)
+            assert f"in {judged_pictures} of {judged_pictures} pictures the encoder gives a wrong" in result.notes[0]
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_no_tie(self, protocol: str) -> None:
+        for metric in (judged(protocol, vectors(0), vectors(0)), judged(protocol, vectors(0) * torch.nan, vectors(0))):
+            assert all(result.notes == () and result.details == {"tied": 0} for result in metric.compute())
+
+    def test_some(self) -> None:
+        """Two images share a caption, and a third is beaten by it."""
+        captions = vectors(0, 4)
+        captions[1] = captions[0]
+        pictures = captions.clone()
+        pictures[2] = captions[0]
+        result = judged("1+3", pictures, captions).compute()[0]
+        assert result.estimate.value == 1 / 4
+        assert result.details == {"tied": 1 / 2}
+        assert result.notes[0].startswith("in 2 of 4 pictures")
 
 
 class TestWrongUse:
@@ -276,21 +341,18 @@ class TestWrongUse:
 
     def test_the_picture_that_lacks_captions_is_named(self) -> None:
         metric = RPrecision("1+2-other-classes")
-        metric.update(np.arange(4), np.arange(4) + 70, vectors(0, 4), vectors(0, 4), np.array([1, 2, 2, 2]))
+        metric.update(seen(np.arange(4), np.arange(4) + 70, vectors(0, 4), vectors(0, 4), np.array([1, 2, 2, 2])))
         with pytest.raises(
             RequestError, match="2 captions that are wrong for image 71, and the pictures judged have 1"
         ):
             metric.compute()
-
-    def test_classes_that_are_missing(self) -> None:
-        with pytest.raises(ValueError, match="1\\+9-other-classes needs class_ids"):
-            RPrecision("1+9-other-classes").update(np.arange(4), np.arange(4), vectors(0, 4), vectors(0, 4))
 
     @pytest.mark.parametrize(
         ("places", "ids", "pictures", "captions"),
         [
             (3, 4, (4, 2), (4, 2)),
             (4, 3, (4, 2), (4, 2)),
+            (4, 4, (4, 2), (5, 2)),
             (4, 4, (4, 2), (4, 3)),
             (4, 4, (4,), (4,)),
             (4, 4, (3, 2), (3, 2)),
@@ -300,7 +362,7 @@ class TestWrongUse:
         self, places: int, ids: int, pictures: Sequence[int], captions: Sequence[int]
     ) -> None:
         with pytest.raises(ValueError, match="two \\(B,C\\) are wanted, not"):
-            RPrecision().update(np.arange(places), np.arange(ids), torch.ones(*pictures), torch.ones(*captions))
+            RPrecision().update(seen(np.arange(places), np.arange(ids), torch.ones(*pictures), torch.ones(*captions)))
 
     @pytest.mark.parametrize(("protocol", "seed"), [("1+9", 1), ("1+8", 0)])
     def test_other_protocols_are_not_merged(self, protocol: str, seed: int) -> None:

@@ -169,12 +169,14 @@ def test_tune_evaluate_show_promote_commands(
     run = Path(trained["run"]).name
     assert "validation/fid/scenes-net" in trained["figures"]
 
-    assert run_cli(["evaluate", run, *state]) == 0
+    asked = ["--samples", "32", "--untrained", *state]
+    assert run_cli(["evaluate", run, *asked]) == 0
     verdict = last_json(capsys)
-    assert verdict["samples"] == 32 and verdict["before"]["fid/scenes-net"] > 0
-    assert verdict["after"].keys() == verdict["before"].keys()
-    assert run_cli(["evaluate", trained["checkpoint"], *state]) == 0
-    assert last_json(capsys)["after"] == verdict["after"]
+    assert verdict["figures"]["untrained"]["fid/scenes-net"] > 0
+    assert verdict["figures"][run].keys() == verdict["figures"]["untrained"].keys()
+    assert verdict["records"][run][0]["drawn"] == 32
+    assert run_cli(["evaluate", trained["checkpoint"], *asked]) == 0
+    assert last_json(capsys)["figures"] == verdict["figures"]
 
     sheet = tmp_path / "sheet.png"
     assert run_cli(["show", run, "--out", str(sheet), "--captions", "4", *state]) == 0

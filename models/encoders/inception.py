@@ -5,6 +5,8 @@ that the paper leaves open are read from the published file's shapes. The classi
 out.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ REGION_DIM, POOLED_DIM = 768, 2048
 UNUSED = ("fc.", "AuxLogits.")
 LEAST_SIDE = 75
 Size = int | tuple[int, int]
+Pool = Callable[[Tensor], Tensor]
+"""A map (B,C,h,w) to another of the same size: what a block's pooling branch begins with."""
 
 
 class Conv(nn.Module):
@@ -56,8 +60,9 @@ def shrink(x: Tensor) -> Tensor:
 class SquareBlock(nn.Module):
     """5x5 and twice 3x3 beside 1x1 (figure 5): Mixed_5b to 5d. (B,width,35,35) to (B,224+pooled,35,35)."""
 
-    def __init__(self, width: int, pooled: int) -> None:
+    def __init__(self, width: int, pooled: int, pool: Pool = smooth) -> None:
         super().__init__()
+        self.pool = pool
         self.branch1x1 = same(width, 64, 1)
         self.branch5x5_1, self.branch5x5_2 = same(width, 48, 1), same(48, 64, 5)
         self.branch3x3dbl_1 = same(width, 64, 1)
@@ -67,7 +72,7 @@ class SquareBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         five = self.branch5x5_2(self.branch5x5_1(x))
         threes = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, threes, self.branch_pool(smooth(x))], 1)
+        return torch.cat([self.branch1x1(x), five, threes, self.branch_pool(self.pool(x))], 1)
 
 
 class FirstReduction(nn.Module):
@@ -87,8 +92,9 @@ class FirstReduction(nn.Module):
 class FactoredBlock(nn.Module):
     """7x7 convolutions as rows and columns (figure 6, n = 7): Mixed_6b to 6e. (B,768,17,17) to the same."""
 
-    def __init__(self, inner: int) -> None:
+    def __init__(self, inner: int, pool: Pool = smooth) -> None:
         super().__init__()
+        self.pool = pool
         self.branch1x1 = same(768, 192, 1)
         self.branch7x7_1 = same(768, inner, 1)
         self.branch7x7_2, self.branch7x7_3 = row(inner, inner, 7), column(inner, 192, 7)
@@ -101,7 +107,7 @@ class FactoredBlock(nn.Module):
         once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
-        return torch.cat([self.branch1x1(x), once, twice, self.branch_pool(smooth(x))], 1)
+        return torch.cat([self.branch1x1(x), once, twice, self.branch_pool(self.pool(x))], 1)
 
 
 class SecondReduction(nn.Module):
@@ -122,8 +128,9 @@ class SecondReduction(nn.Module):
 class ExpandedBlock(nn.Module):
     """Rows and columns side by side (figure 7): Mixed_7b and 7c. (B,width,8,8) to (B,2048,8,8)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, pool: Pool = smooth) -> None:
         super().__init__()
+        self.pool = pool
         self.branch1x1 = same(width, 320, 1)
         self.branch3x3_1 = same(width, 384, 1)
         self.branch3x3_2a, self.branch3x3_2b = row(384, 384, 3), column(384, 384, 3)
@@ -141,28 +148,32 @@ class ExpandedBlock(nn.Module):
                 self.branch3x3_2b(three),
                 self.branch3x3dbl_3a(threes),
                 self.branch3x3dbl_3b(threes),
-                self.branch_pool(smooth(x)),
+                self.branch_pool(self.pool(x)),
             ],
             1,
         )
 
 
 class InceptionV3(nn.Module):
-    """Pixels (B,3,S,S) in [-1, 1], S at least 75 and 299 as published, to Mixed_6e's map and Mixed_7c's mean."""
+    """Pixels (B,3,S,S) in [-1, 1], S at least 75 and 299 as published, to Mixed_6e's map and Mixed_7c's mean.
 
-    def __init__(self) -> None:
+    pool, last_pool: of the pooling branches, and of that of the last block; other trainings of this net differ there.
+    """
+
+    def __init__(self, pool: Pool = smooth, last_pool: Pool = smooth) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = Conv(32, 32, 3)
         self.Conv2d_2b_3x3 = same(32, 64, 3)
         self.Conv2d_3b_1x1 = same(64, 80, 1)
         self.Conv2d_4a_3x3 = Conv(80, 192, 3)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = SquareBlock(192, 32), SquareBlock(256, 64), SquareBlock(288, 64)
+        self.Mixed_5b, self.Mixed_5c = SquareBlock(192, 32, pool), SquareBlock(256, 64, pool)
+        self.Mixed_5d = SquareBlock(288, 64, pool)
         self.Mixed_6a = FirstReduction()
-        self.Mixed_6b, self.Mixed_6c = FactoredBlock(128), FactoredBlock(160)
-        self.Mixed_6d, self.Mixed_6e = FactoredBlock(160), FactoredBlock(192)
+        self.Mixed_6b, self.Mixed_6c = FactoredBlock(128, pool), FactoredBlock(160, pool)
+        self.Mixed_6d, self.Mixed_6e = FactoredBlock(160, pool), FactoredBlock(192, pool)
         self.Mixed_7a = SecondReduction()
-        self.Mixed_7b, self.Mixed_7c = ExpandedBlock(1280), ExpandedBlock(2048)
+        self.Mixed_7b, self.Mixed_7c = ExpandedBlock(1280, pool), ExpandedBlock(2048, last_pool)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Regions (B,768,h,w), 17x17 at 299 px, and the pooled vector (B,2048)."""

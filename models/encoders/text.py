@@ -57,7 +57,7 @@ class TextEncoder(nn.Module):
                 f"there is no folder {source!r}: give the folder of a BERT, a hub name, or {OFFLINE_NAME!r}"
             )
         try:
-            with _quiet_loading():
+            with quiet_loading():
                 self.tokenizer, self.bert, lacking = _load(source)
         except Exception as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -114,7 +114,7 @@ def _load(source: str) -> tuple[Any, Any, list[str]]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No progress bar, no report of weights that are left unused (the pooler's), no retries of an absent network."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging as bert

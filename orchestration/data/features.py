@@ -1,12 +1,16 @@
 """Captions of a split as systems read them: features of a frozen encoder, computed once by a stage, or word indices."""
 
 import json
-from collections.abc import Sequence
+import shutil
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -14,11 +18,13 @@ from models.contract import TextFeatures, Tokens
 from orchestration.data.records import Dataset
 from orchestration.data.vocabulary import Vocabulary
 from orchestration.errors import RequestError
+from orchestration.mapping import join_blocks, map_blocks, read_block
 from orchestration.stages import Progress
 
 VERSION = 2
 INDEX_VERSION = 1
 ENCODE_BATCH = 64
+BLOCK = 512  # captions that are encoded between two files: a multiple of ENCODE_BATCH
 
 
 class Encoder(Protocol):
@@ -125,23 +131,92 @@ def write_caption_index(dataset: Dataset, folder: Path) -> None:
     (folder / "captions.json").write_text(json.dumps(texts))
 
 
-def write_caption_features(index: CaptionIndex, encoder: Encoder, folder: Path, progress: Progress) -> None:
-    """Encode every distinct caption of the split into `folder`."""
+def write_caption_features(
+    index: CaptionIndex,
+    encoder: Encoder,
+    folder: Path,
+    progress: Progress,
+    workers: int | None = 1,
+    open_encoder: Callable[[], Encoder] | None = None,
+) -> None:
+    """Encode every distinct caption of the split into `folder`; repeated after a kill, it goes on.
+
+    workers: as `map_blocks`' says; open_encoder: opens the same encoder in other processes, without it all is done
+    here. Raises RequestError as the encoder does, RunError for what fails in another process.
+    """
     # The texts themselves decide the order: that of a set changes from process to process.
     distinct = sorted(set(index.texts), key=lambda text: (len(text), text))
+    blocks, texts = folder / "blocks", folder / "texts.arrow"
+    for left_over in folder.glob(".*.npy-*"):  # of a killed process
+        left_over.unlink()
+    _write_texts(distinct, texts)
+
+    def here() -> _Encoding:
+        return _Encoding(texts, BLOCK, encoder)
+
+    elsewhere = open_encoder and partial(_open_worker, texts.resolve(), BLOCK, open_encoder, encoder.digest)
+    files = map_blocks(
+        blocks,
+        len(distinct),
+        BLOCK,
+        elsewhere or here,
+        progress,
+        workers if elsewhere else 1,
+        "text features",
+        here,
+        encoder.digest,
+    )
+    lengths = np.concatenate([read_block(file)["lengths"] for file in files])
+    join_blocks(files, "words", folder / "words.npy")
+    join_blocks(files, "sentence", folder / "sentence.npy")
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     row_of = {text: row for row, text in enumerate(distinct)}
-    offsets, sentence, pieces = [0], [], []
-    for start in range(0, len(distinct), ENCODE_BATCH):
-        features = encoder(distinct[start : start + ENCODE_BATCH])
-        for words, length in zip(features.words, features.lengths.tolist(), strict=True):
-            pieces.append(words[:length].half().cpu().numpy())
-            offsets.append(offsets[-1] + length)
-        sentence.append(features.sentence.cpu().numpy())
-        progress("text features", min(start + ENCODE_BATCH, len(distinct)), len(distinct))
-    np.save(folder / "words.npy", np.concatenate(pieces))
-    np.save(folder / "sentence.npy", np.concatenate(sentence))
-    np.save(folder / "offsets.npy", np.array(offsets, np.int64))
     np.save(folder / "rows.npy", np.array([row_of[text] for text in index.texts], np.int64))
+    shutil.rmtree(blocks)
+    texts.unlink()
+
+
+def _write_texts(texts: Sequence[str], file: Path) -> None:
+    """One Arrow batch a block, so that a worker maps no more than it reads."""
+    schema = pa.schema([("text", pa.binary())])
+    with pa.OSFile(str(file), "wb") as output, pa.ipc.new_file(output, schema) as writer:
+        for start in range(0, len(texts), BLOCK):
+            encoded = [text.encode("utf-8", "surrogatepass") for text in texts[start : start + BLOCK]]
+            writer.write_batch(pa.record_batch([pa.array(encoded, pa.binary())], schema=schema))
+
+
+class _Encoding:
+    """Texts of a block to their features: words (tokens,C) float16, lengths (B,) int64, sentence (B,C) float32."""
+
+    def __init__(self, texts: Path, block: int, encoder: Encoder) -> None:
+        self.texts, self.block, self.encoder = texts, block, encoder
+
+    def __call__(self, items: range) -> dict[str, NDArray[Any]]:
+        with pa.memory_map(str(self.texts)) as mapped:
+            column = pa.ipc.open_file(mapped).get_batch(items.start // self.block).column(0)
+            texts = [value.decode("utf-8", "surrogatepass") for value in column.to_pylist()]
+        words, lengths, sentence = [], [], []
+        for start in range(0, len(texts), ENCODE_BATCH):
+            features = self.encoder(texts[start : start + ENCODE_BATCH])
+            words.append(features.words[~features.padding()].half().cpu().numpy())
+            lengths.append(features.lengths.cpu().numpy())
+            sentence.append(features.sentence.float().cpu().numpy())
+        return {
+            "words": np.concatenate(words),
+            "lengths": np.concatenate(lengths),
+            "sentence": np.concatenate(sentence),
+        }
+
+
+def _open_worker(texts: Path, block: int, open_encoder: Callable[[], Encoder], digest: str) -> _Encoding:
+    """In another process, where the encoder may be another one."""
+    encoder = open_encoder()
+    if encoder.digest != digest:
+        raise RequestError(
+            f"the text encoder on {socket.gethostname()} is not the one that the command was started with: put the "
+            "same weights and vocabulary on every machine"
+        )
+    return _Encoding(texts, block, encoder)
 
 
 def open_caption_index(folder: Path) -> CaptionIndex:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from orchestration.data.scenes import BACKGROUNDS
 from orchestration.data.scenes.vocabulary import stuff_id
 from orchestration.data.vocabulary import words
-from orchestration.evaluation.r_precision import QUANTILE_95, Estimate, figures, share
+from orchestration.evaluation.estimates import QUANTILE_95, Estimate, figures, share
 from orchestration.evaluation.scenes_net import ATTRIBUTES
 
 # Words of English captions that name nothing.

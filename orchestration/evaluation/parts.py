@@ -13,9 +13,11 @@ from models.contract import Batch, Captioner, Matcher, Nets
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions
 from orchestration.errors import RequestError, RunError
+from orchestration.evaluation.estimates import figures
 from orchestration.evaluation.judging import CPU, Verdict
+from orchestration.evaluation.metric import Asked, Seen
 from orchestration.evaluation.naming import caption_overlap, naming_in_scenes
-from orchestration.evaluation.r_precision import NAME, RPrecision, figures, most_others
+from orchestration.evaluation.r_precision import NAME, RPrecision, most_others
 from orchestration.prepared import PreparedSplit
 
 BATCH = 50
@@ -64,7 +66,7 @@ class PartJudge:
             if isinstance(self.part, Matcher):
                 metrics = self._match(self.part, nets)
                 for metric in metrics:
-                    found |= figures(metric.compute())
+                    found |= figures({result.figure: result.estimate for result in metric.compute()})
                 protocols.append(f"{NAME}/{metrics[0].protocol}")
             if isinstance(self.part, Captioner):
                 found |= self._name(self.part, nets)
@@ -78,12 +80,18 @@ class PartJudge:
             protocols.append(f"1+{others}-other-classes")
         metrics = [RPrecision(protocol, self.seed) for protocol in protocols]
         for places, batch in self._batches():
-            pictures, captions = part.embed(nets, batch)
+            embedded = zip(("picture", "caption"), part.embed(nets, batch), strict=True)
+            seen = Seen(
+                self._asked(places, self.image_ids if classes is None else classes),
+                {f"{metrics[0].view}/{name}": array.float().cpu().numpy() for name, array in embedded},
+            )
             for metric in metrics:
-                metric.update(
-                    places, self.image_ids[places], pictures, captions, None if classes is None else classes[places]
-                )
+                metric.update(seen)
         return metrics
+
+    def _asked(self, places: NDArray[np.int64], classes: NDArray[np.int64]) -> Asked:
+        texts = [self.data.index.texts[caption] for caption in self.captions[places]]
+        return Asked(places, self.image_ids[places], classes[places], self.captions[places], texts)
 
     def _name(self, part: Captioner, nets: Nets) -> dict[str, float]:
         assert self.data.tokens is not None

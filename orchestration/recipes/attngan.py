@@ -19,7 +19,7 @@ CUB_PICTURES, COCO_14_PICTURES = 8_855, 82_783
 
 CUB_DATA = DataSettings(source="cub:cub", validation_split="test", test_split="test")
 """CUB has no validation split: the papers chose on test (Reed et al., 2016, made the split)."""
-COCO_14_DATA = DataSettings(source="coco:coco14", test_split="val")
+COCO_14_DATA = DataSettings(source="coco-2014:coco14", test_split="val")
 CUB_WORDS, COCO_WORDS = WordSettings(longest=18), WordSettings(longest=12)
 CUB_EVALUATION = EvaluationSettings(every_kimg=500, samples=2_933)
 COCO_EVALUATION = EvaluationSettings(every_kimg=1_000, samples=5_000)

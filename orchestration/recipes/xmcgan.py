@@ -24,7 +24,7 @@ def xmcgan_coco14() -> Experiment:
         recipe="xmcgan_coco14",
         system="xmcgan",
         model=XMCGANConfig(pretrained=PretrainedImageSettings(name="vgg19", normalise=True)),
-        data=DataSettings(source="coco:coco14", test_split="val"),
+        data=DataSettings(source="coco-2014:coco14", test_split="val"),
         text=TextEncoderSettings(),
         training=TrainingSettings(
             kimg=COCO_14_KIMG,
@@ -48,7 +48,7 @@ def xmcgan_coco14_released() -> Experiment:
         recipe="xmcgan_coco14_released",
         system="xmcgan",
         model=XMCGANConfig(resolution=128),
-        data=DataSettings(source="coco:coco14", test_split="val"),
+        data=DataSettings(source="coco-2014:coco14", test_split="val"),
         training=TrainingSettings(
             kimg=COCO_14_KIMG / 2, batch_size=56, log_kimg=5, picture_kimg=200, checkpoint_kimg=200
         ),

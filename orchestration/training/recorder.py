@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from orchestration.evaluation.distances import to_bytes
+from orchestration.evaluation.pixels import to_bytes
 from orchestration.stages import write_atomically
 
 METRICS, PICTURES = "metrics.jsonl", "pictures"

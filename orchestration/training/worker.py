@@ -18,7 +18,8 @@ from models.parallel import Ranks, current_ranks
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
 from orchestration.data.sampler import derive_seed
-from orchestration.evaluation.judging import Judge, Verdict, drawer
+from orchestration.evaluation.judging import Judge, Verdict
+from orchestration.evaluation.looking import drawer
 from orchestration.preparation import PART_PROTOCOL
 from orchestration.prepared import Prepared
 from orchestration.stages import write_atomically
@@ -243,7 +244,10 @@ def make_judge(experiment: Experiment, prepared: Prepared, device: torch.device)
         from orchestration.evaluation.parts import PartJudge
 
         return PartJudge(experiment, split, settings.samples, settings.seed, device)
-    judge = Judge(prepared.protocol, split, prepared.judge, settings.samples, settings.seed, device, settings.real)
+    weights = experiment.resources.weights.get(prepared.protocol)
+    judge = Judge(
+        prepared.protocol, split, prepared.judge, settings.samples, settings.seed, device, settings.real, weights
+    )
     return lambda nets: judge(drawer(experiment, nets, device))
 
 

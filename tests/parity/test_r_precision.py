@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestration.evaluation.metric import Asked, Seen
 from orchestration.evaluation.r_precision import TIE, RPrecision, cosines, true_ranks
 
 from .conftest import Golden, Load
@@ -41,8 +42,9 @@ def test_batches_of_cpgan(golden: Load) -> None:
     pictures, captions = numbers["in.cpgan.image_codes"], numbers["in.cpgan.sentence_codes"]
     size, places = numbers.meta["constants"]["pool"], np.arange(len(pictures))
     metric = RPrecision(f"batch-{size}")
-    metric.update(places, places, pictures, captions)
+    asked = Asked(places, places, places, places, [""] * len(places))
+    metric.update(Seen(asked, {"damsm/picture": pictures.numpy(), "damsm/caption": captions.numpy()}))
     numbers.check("out.cpgan.hit", torch.from_numpy(metric.ranks() == 0).long())
-    top_1 = metric.compute()[f"r_precision/batch-{size}/top-1"]
+    top_1 = next(result.estimate for result in metric.compute() if result.figure == f"r_precision/batch-{size}/top-1")
     assert top_1.value == pytest.approx(numbers["out.cpgan.hit"].double().mean().item())
     assert top_1.count == len(places)

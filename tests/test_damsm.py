@@ -1,6 +1,7 @@
 """DAMSM's losses against AttnGAN's equations, written again and slowly. Parity: tests/parity."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.attngan import DAMSMConfig, ImageEncoder
 from models.attngan.losses import damsm_objective
+from models.losses import damsm
 from models.losses.damsm import (
     MatchingSettings,
     PictureEmbedding,
@@ -54,16 +56,17 @@ def slow_scores(regions: Tensor, words: list[Tensor], setting: MatchingSettings)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     pictures=st.integers(1, 4),
+    count=st.sampled_from([1, 3, 6]),
     gammas=st.tuples(st.floats(0.5, 10), st.floats(0.5, 10), st.floats(0.5, 20)),
     root=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_all_pairs_at_once_are_every_pair_alone(
-    lengths: list[int], pictures: int, gammas: tuple[float, float, float], root: bool, seed: int
+    lengths: list[int], pictures: int, count: int, gammas: tuple[float, float, float], root: bool, seed: int
 ) -> None:
-    """In values and in gradients; and padding has no part in either."""
+    """In values and in gradients, with fewer regions than they are wide or more; padding has no part in either."""
     random = torch.Generator().manual_seed(seed)
-    regions = torch.randn(pictures, 6, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    regions = torch.randn(pictures, count, 4, generator=random, dtype=torch.float64, requires_grad=True)
     words = torch.randn(len(lengths), 5, 4, generator=random, dtype=torch.float64, requires_grad=True)
     padding = torch.arange(5)[None, :] >= torch.tensor(lengths)[:, None]
     setting = MatchingSettings(gamma_1=gammas[0], gamma_2=gammas[1], gamma_3=gammas[2], gamma2_root=root)
@@ -108,15 +111,46 @@ class CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_there_is_no_loop_over_captions_or_pictures() -> None:
+    """Of the same few lengths."""
+
     def operations(count: int) -> int:
-        text = some_text(count, dim=4)
+        text = replace(some_text(count, dim=4), lengths=torch.arange(count) % 4 + 1)
         regions, whole = torch.randn(count, 6, 4, requires_grad=True), torch.randn(count, 4)
         counted = CountOperations()  # type: ignore[no-untyped-call]
         with counted:
             matching_losses(PictureEmbedding(regions, whole), text, MatchingSettings()).loss.backward()
         return int(counted.count)
 
-    assert operations(2) == operations(8) > 20
+    assert operations(4) == operations(32) > 20
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_blocks_of_pictures_change_nothing(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither values nor gradients; 3 regions are fewer than they are wide, 9 more. The last block is a smaller one."""
+    text = some_text(4, dim=5)
+    regions = torch.randn(5, count, 5, dtype=torch.float64, requires_grad=True)
+    words = text.words.double().requires_grad_()
+
+    def scores_and_gradients() -> list[Tensor]:
+        scores = word_scores(regions, words, text.padding(), MatchingSettings())
+        return [scores, *torch.autograd.grad(scores.square().sum(), [regions, words])]
+
+    whole = scores_and_gradients()
+    monkeypatch.setattr(damsm, "BLOCK_ELEMENTS", int(text.lengths.sum()) * count * 2)
+    torch.testing.assert_close(scores_and_gradients(), whole)
+    monkeypatch.setattr(damsm, "BLOCK_ELEMENTS", 1)
+    torch.testing.assert_close(scores_and_gradients(), whole)
+
+
+def test_a_word_score_needs_no_small_products() -> None:
+    """Dot products in the hundreds, as far apart as float32's exponentials are not."""
+    text = some_text(3, dim=4)
+    regions, words = 40 * torch.randn(3, 6, 4), 40 * text.words
+    scores = word_scores(regions, words, text.padding(), MatchingSettings())
+    own = [word[:length].double() for word, length in zip(words, text.lengths.tolist(), strict=True)]
+    torch.testing.assert_close(
+        scores.double(), slow_scores(regions.double(), own, MatchingSettings()), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_pairs_of_one_class_take_no_part() -> None:

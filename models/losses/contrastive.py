@@ -74,28 +74,42 @@ def word_region_scores(
     regions ("normalised", the released code); the score is log(sum_t exp(rho_2 cos(w_t, c_t))) / (rho_2 tau).
     The paper uses one tau = 0.1; the released code's factor gamma_3 = 50 is tau = 0.02. Returns (M,N).
 
-    All M*N pairs are a few matrix products: no loop over captions. The region context itself is never formed: its
-    product with the word and its length follow from the similarities and the regions' Gram matrix.
+    All M*N pairs are a few matrix products: no loop over captions, and no product for padding.
     """
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = at_least_float32(regions), at_least_float32(words)
         unit_regions = F.normalize(regions, dim=2, eps=1e-12)
-        unit_words = F.normalize(words, dim=2, eps=1e-12).flatten(0, 1)  # N*T,D
-        cosines = unit_words @ unit_regions.transpose(1, 2)  # M,N*T,R
+        unit_words = F.normalize(words[~padding], dim=1, eps=1e-12)  # K,D
+        cosines = unit_words @ unit_regions.transpose(1, 2)  # M,K,R
         attention = (rho_1 * cosines).softmax(2)
         # A raw region is its unit vector times its length: the lengths go to the weights.
         weights = attention if values == "normalised" else attention * regions.norm(dim=2)[:, None, :]
-        product, length = region_contexts(weights, cosines, unit_regions)
-        logits = (rho_2 * product / length).view(regions.shape[0], *padding.shape)
-        return logits.masked_fill(padding, PADDING_LOGIT).logsumexp(2) / (rho_2 * tau)
+        product, length = region_contexts(weights, cosines, unit_words, unit_regions)
+        return log_sum_over_words(rho_2 * product / length, padding) / (rho_2 * tau)
 
 
-def region_contexts(weights: Tensor, products: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+def log_sum_over_words(logits: Tensor, padding: Tensor) -> Tensor:
+    """log(sum_t exp(logits)) of each caption: (M,K) of the K words that are no padding, in order, to (M,N).
+
+    padding: (N,T) bool, False K times.
+    """
+    by_caption = logits.new_full((len(logits), *padding.shape), PADDING_LOGIT)
+    by_caption[:, ~padding] = logits
+    return by_caption.logsumexp(2)
+
+
+def region_contexts(weights: Tensor, products: Tensor, words: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
     """Each word's product with its region context c = sum_r weights_r regions_r, and the length of c, at least 1e-12.
 
     weights: (M,K,R) of K words over the R regions of M pictures; products: (M,K,R) dot products of words and regions;
-    regions: (M,R,D). Returns two (M,K). The contexts themselves, (M,K,D), are never formed.
+    words: (K,D); regions: (M,R,D). Returns two (M,K).
+
+    With gradients the contexts cost 6KRD multiply-adds, and the regions' Gram matrix, which gives both results without
+    them, about 4KRR: it serves where a picture has no more regions than they are wide.
     """
+    if regions.shape[1] > regions.shape[2]:
+        contexts = weights @ regions
+        return (contexts * words).sum(2), contexts.norm(dim=2).clamp_min(1e-12)
     product, length = _RegionContexts.apply(weights, products, regions)  # type: ignore[no-untyped-call]
     return product, length
 

@@ -4,6 +4,7 @@ All pairs of the whole batch are scored at once; with several ranks each scores 
 and only the scores travel. Everything is computed in float32 or, given it, float64.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from models.contract import Settings, TextFeatures
-from models.losses.contrastive import PADDING_LOGIT, contrast_scores, region_contexts
+from models.losses.contrastive import PADDING_LOGIT, contrast_scores, log_sum_over_words, region_contexts
 from models.parallel import OneRank, Ranks
 from models.precision import at_least_float32
 
 EPSILON = 1e-8
+# Entries of the table of one block of pictures by all words: more leave a processor's cache, fewer make more kernels.
+BLOCK_ELEMENTS = 2**21
 
 
 class MatchingSettings(Settings):
@@ -100,18 +103,37 @@ def word_scores(regions: Tensor, words: Tensor, padding: Tensor, settings: Match
 
     regions: (M,R,D); words: (N,T,D); padding: (N,T) bool. Returns (M,N). Similarities are un-normalised dot products;
     each word is compared with its region context by the cosine.
+
+    Padding costs nothing: the captions are put in order of length, and only their K words are kept.
     """
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = at_least_float32(regions), at_least_float32(words)
-        pictures, (captions, steps) = regions.shape[0], padding.shape
-        products = words.flatten(0, 1) @ regions.transpose(1, 2)  # M,N*T,R
-        by_word = products.view(pictures, captions, steps, -1)
-        weights = word_region_attention(by_word, padding, settings.gamma_1).flatten(1, 2)
-        product, length = region_contexts(weights, products, regions)
-        lengths = length * words.flatten(0, 1).norm(dim=1)
-        cosines = (product / lengths.clamp_min(EPSILON)).view(pictures, captions, steps)
-        logits = (settings.gamma_2 * cosines).masked_fill(padding, PADDING_LOGIT).logsumexp(2)
+        lengths, order = (~padding).sum(1).sort(stable=True)
+        words, padding = words[order], padding[order]
+        words = words[~padding]  # K,D
+        groups = list(Counter(lengths.tolist()).items())
+        blocks = torch.split(regions, max(1, BLOCK_ELEMENTS // (len(words) * regions.shape[1])))
+        cosines = torch.cat([_word_cosines(block, words, groups, settings.gamma_1) for block in blocks])
+        logits = log_sum_over_words(settings.gamma_2 * cosines, padding)[:, order.argsort()]
         return logits * (settings.gamma_3 / settings.gamma_2 if settings.gamma2_root else settings.gamma_3)
+
+
+def _word_cosines(regions: Tensor, words: Tensor, groups: list[tuple[int, int]], gamma_1: float) -> Tensor:
+    """Of K words with their region contexts in M pictures: (K,D) and (M,R,D) to (M,K).
+
+    groups: (length, count) of captions of one length, whose words follow one another.
+    """
+    pictures, count = regions.shape[:2]
+    table = words @ regions.flatten(0, 1).t()  # K,M*R: each caption's words are one piece of memory
+    pieces = torch.split(table, [length * captions for length, captions in groups])
+    over_words = [
+        piece.view(captions, length, -1).softmax(1).view_as(piece)
+        for piece, (length, captions) in zip(pieces, groups, strict=True)
+    ]
+    weights = (gamma_1 * torch.cat(over_words)).view(-1, pictures, count).softmax(2).transpose(0, 1)
+    products = table.view(-1, pictures, count).transpose(0, 1)
+    product, length = region_contexts(weights, products, words, regions)
+    return product / (length * words.norm(dim=1)).clamp_min(EPSILON)
 
 
 def sentence_scores(whole: Tensor, sentence: Tensor, gamma_3: float) -> Tensor:

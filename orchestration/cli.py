@@ -8,14 +8,22 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
-from orchestration import data_commands, evaluation_commands, show_commands, stage_commands
+from orchestration import (
+    data_commands,
+    evaluation_commands,
+    report_commands,
+    reproduce_commands,
+    show_commands,
+    stage_commands,
+    tune_commands,
+)
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
-from orchestration.options import kimg_option, number, repeatable, takes_experiment
+from orchestration.options import chosen_experiment, number, takes_experiment
 
 # Before any library that reads them is imported.
 ENVIRONMENT = {
@@ -41,16 +49,6 @@ def cli() -> None:
 
     Every command has --help with an example. Exit code 0: done; 2: the request is wrong; 1: it failed while running.
     """
-
-
-def chosen_experiment(recipe: str, data: str | None, assignments: Sequence[str], workers: int | None) -> Any:
-    """The recipe with the command line's changes. Raises RequestError."""
-    from orchestration.config import apply_assignments
-    from orchestration.recipes import get_recipe
-
-    shorthand = [f"data.source={json.dumps(data)}"] if data is not None else []
-    shorthand += [f"resources.workers={workers}"] if workers is not None else []
-    return apply_assignments(get_recipe(recipe), [*shorthand, *assignments])
 
 
 @command(cli, "quickstart")
@@ -108,89 +106,6 @@ def train(
         "pretrained_features": pretrained_features(experiment),
         "figures": figures,
     }
-
-
-@command(cli, "tune")
-@takes_experiment
-@number("--trials", "Trials in all; the first is the paper's.", 1, default=8)
-@number("--concurrent", "Trials at a time.", 1, default=2)
-@kimg_option("--kimg", "Length of a trial, in thousands of pictures  [default: the recipe's]")
-@kimg_option(
-    "--grace-kimg",
-    "Trials are judged this often, and none is stopped before the first time  [default: a quarter of --kimg]",
-)
-@repeatable(
-    "--parameter", "parameters", "NAME", "Vary this one  [default: those that `t2i models SYSTEM` marks with *]"
-)
-@repeatable(
-    "--range", "ranges", "NAME=RANGE", "Narrow one, e.g. tau=0.05:0.2 or batch_size=16,32  [default: the whole range]"
-)
-@number("--seed", "Seed of the search.", 0, default=0)
-def tune(
-    app: App,
-    recipe: str,
-    data: str | None,
-    assignments: Sequence[str],
-    workers: int | None,
-    trials: int,
-    concurrent: int,
-    kimg: float | None,
-    grace_kimg: float | None,
-    parameters: Sequence[str],
-    ranges: Sequence[str],
-    seed: int,
-) -> Result:
-    """Search the hyperparameters that a paper documents.
-
-    Ray Tune runs the trials, Optuna's TPE proposes them, and ASHA stops the worse half early. Trial 0 is the paper's
-    own point; where it gives no value, the released code's, else the recipe's. Every trial is a run in MLflow under
-    the campaign's, and the campaign is one folder in HOME/campaigns.
-
-    \b
-    Examples:
-      t2i tune xmcgan_scenes32 --trials 8 --kimg 8
-      t2i tune xmcgan_scenes32 --parameter tau --parameter rho_1 --range tau=0.05:0.3
-    """
-    from orchestration.campaigns.tune import CampaignSettings, table
-    from orchestration.campaigns.tune import tune as run
-    from search_spaces.space import SpaceError, load_space
-
-    experiment = chosen_experiment(recipe, data, assignments, workers)
-    budget = kimg if kimg is not None else experiment.training.kimg
-    grace = grace_kimg if grace_kimg is not None else budget / 4
-    experiment = experiment.replace(
-        {
-            "training.kimg": budget,
-            "training.checkpoint_kimg": grace,
-            "training.picture_kimg": grace,
-            "evaluation.every_kimg": grace,
-        }
-    )
-    try:
-        space = load_space(experiment.system).choose(parameters, dict(_pair(text) for text in ranges))
-    except SpaceError as error:
-        raise RequestError(str(error)) from error
-    settings = CampaignSettings(trials, concurrent, grace, seed=seed)
-    campaign = run(experiment, space, settings, app.home, app.tracker(), app.progress())
-    app.say(f"campaign {campaign.name}, objective {campaign.objective} (lower is better)")
-    app.say(table(campaign.trials))
-    best = campaign.best
-    return {
-        "campaign": campaign.folder,
-        "objective": campaign.objective,
-        "trials": len(campaign.trials),
-        "best_params": best.values,
-        "best_objective": best.objective,
-        "best_checkpoint": best.checkpoint,
-        "mlflow_run": campaign.run_id,
-    }
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise RequestError(f"--range {text!r} is none: write it as NAME=low:high or NAME=a,b,c")
-    return name.strip(), value.strip()
 
 
 @command(cli, "promote")
@@ -276,6 +191,9 @@ def models(app: App, system: str | None) -> Result:
     return result
 
 
+tune_commands.add_to(cli)
+report_commands.add_to(cli)
+reproduce_commands.add_to(cli)
 evaluation_commands.add_to(cli)
 show_commands.add_to(cli)
 cli.add_command(data_commands.data)

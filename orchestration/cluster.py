@@ -13,6 +13,13 @@ QUIET_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray Tune only carries out: it writes no records of its own, says nothing of failures that are told elsewhere, and
+    # never reads its state again.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    # Workers stay where the command was given, so that a relative path means the same to all.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ray's uv hook would rebuild the environment on workers; the environment is the one that is running.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
@@ -56,3 +63,10 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
 def wants_gpu(use_gpu: bool | None, ray: Any) -> bool:
     """Whether workers get a GPU each: as asked, else if the cluster has any."""
     return bool(ray.cluster_resources().get("GPU", 0)) if use_gpu is None else use_gpu
+
+
+def require(ray: Any, resource: str, units: int, wanted: str, advice: str) -> None:
+    """RequestError when the cluster has fewer units of a resource, whose sentence begins with what they are for."""
+    have = ray.cluster_resources().get(resource, 0)
+    if have < units:
+        raise RequestError(f"{wanted} and the cluster has {have:.0f}: {advice}")

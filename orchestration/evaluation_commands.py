@@ -7,7 +7,7 @@ import click
 
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError
-from orchestration.options import number, repeatable
+from orchestration.options import number, pair, repeatable
 
 FORMS = (".md", ".csv")
 
@@ -93,10 +93,5 @@ def _names(text: str | None) -> list[str]:
 
 
 def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not name.strip() or not path.strip():
-            raise RequestError(f"--weights {pair!r} is none: write it as NAME=PATH, such as inception-2015=FILE")
-        found[name.strip()] = path.strip()
-    return found
+    """NAME=PATH of every --weights. Raises RequestError."""
+    return dict(pair("--weights", text, "NAME=PATH, such as inception-2015=FILE") for text in pairs)

@@ -58,8 +58,12 @@ def show_system(name: str, say: Say) -> dict[str, Any]:
         mark = "*" if key in space.default else " "
         paper = "none given" if parameter.paper is None else parameter.paper
         released = "" if parameter.released is None else f", released {parameter.released}"
-        say(f" {mark}{key:28} {parameter.describe()}; paper {paper}{released} ({parameter.source})")
-    say("  * varied unless told otherwise")
+        only = f"; only where {parameter.condition}" if parameter.when else ""
+        say(
+            f" {mark}{key:28} {parameter.describe()}; paper {paper}{released} ({parameter.source})"
+            f"; changes {parameter.stage}{only}"
+        )
+    say("  * varied unless told otherwise; changes: the first stage that runs again")
     say("\nFields (--set FIELD=VALUE)")
     rows = [row for row in describe_fields(Experiment) if row[0] not in ("recipe", "system", "model")]
     for field, kind, default, description in rows + _model_fields(system.Config):

@@ -1,9 +1,12 @@
 """The options that several commands share, and short forms of those that take a number."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+
+from orchestration.errors import RequestError
 
 Function = Callable[..., Any]
 Option = Callable[[Function], Function]
@@ -36,11 +39,33 @@ def repeatable(flag: str, name: str, metavar: str, text: str) -> Option:
 
 def takes_experiment(function: Function) -> Function:
     """The argument that names a recipe, and the options that change it."""
+    return click.argument("recipe")(takes_changes(function))
+
+
+def takes_changes(function: Function) -> Function:
+    """The options that change a recipe."""
     function = number("--workers", "Ray Train workers, which share the batch  [default: the recipe's]", 1)(function)
     function = repeatable(
         "--set", "assignments", "FIELD=VALUE", "Any field, e.g. model.lambda_1=0.5; `t2i models SYSTEM` lists them."
     )(function)
-    function = click.option(
+    return click.option(
         "--data", metavar="SOURCE", help="scenes[:options] or FORMAT:PATH, e.g. coco:PATH  [default: the recipe's]"
     )(function)
-    return click.argument("recipe")(function)
+
+
+def chosen_experiment(recipe: str, data: str | None, assignments: Sequence[str], workers: int | None) -> Any:
+    """The recipe with the command line's changes. Raises RequestError."""
+    from orchestration.config import apply_assignments
+    from orchestration.recipes import get_recipe
+
+    shorthand = [f"data.source={json.dumps(data)}"] if data is not None else []
+    shorthand += [f"resources.workers={workers}"] if workers is not None else []
+    return apply_assignments(get_recipe(recipe), [*shorthand, *assignments])
+
+
+def pair(flag: str, text: str, form: str) -> tuple[str, str]:
+    """NAME=VALUE of a repeatable option. Raises RequestError that says `form`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise RequestError(f"{flag} {text!r} is none: write it as {form}")
+    return name.strip(), value.strip()

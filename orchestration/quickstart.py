@@ -3,7 +3,10 @@
 import time
 from typing import Any
 
-from orchestration.campaigns.tune import SLOT, Campaign, CampaignSettings, trial_experiment, tune
+from orchestration.campaigns.campaign import Campaign, Plan, tune
+from orchestration.campaigns.execution import SLOT
+from orchestration.campaigns.points import trial_experiment
+from orchestration.campaigns.settings import CampaignSettings, Objective
 from orchestration.champions import champion_checkpoint, promote
 from orchestration.cluster import ray_cluster
 from orchestration.config import Experiment
@@ -78,7 +81,7 @@ def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Pr
         "data": base.data.source,
         "pretrained_features": pretrained_features(base),
         "run": str(run.folder),
-        "campaign": campaign.folder,
+        "campaign": str(campaign.folder),
         "mlflow_uri": tracker.uri,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -96,8 +99,14 @@ def search(base: Experiment, home: Home, tracker: Tracker, say: Say, progress: P
     )
     space = load_space(base.system).choose(ranges=RANGES)
     say(f"campaign: {TRIALS} trials of {TRIAL_KIMG:g} kimg over {', '.join(space.parameters)}")
-    settings = CampaignSettings(TRIALS, concurrent=CONCURRENT, grace_kimg=GRACE_KIMG)
-    return tune(short, space, settings, home, tracker, progress)
+    settings = CampaignSettings(
+        trials=TRIALS,
+        concurrent=CONCURRENT,
+        budget_kimg=TRIAL_KIMG,
+        grace_kimg=GRACE_KIMG,
+        objectives=(Objective(figure=f"validation/fid/{JUDGE}"),),
+    )
+    return tune(Plan(short, space, settings), home, tracker, progress)
 
 
 def train_best(

@@ -71,8 +71,8 @@ def graph(
       t2i stages graph xmcgan_laptop --data coco:PATH --json
     """
     _check_recipe(recipe)
-    from orchestration.cli import chosen_experiment
     from orchestration.config import apply_assignments
+    from orchestration.options import chosen_experiment
     from orchestration.stage_graph import compare, read_graph
 
     experiment = chosen_experiment(recipe, data, assignments, workers)

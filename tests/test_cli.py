@@ -20,7 +20,7 @@ import torch
 
 from orchestration import cli as cli_module
 from orchestration import cluster, listing
-from orchestration.campaigns import tune as tune_module
+from orchestration.campaigns import execution
 from orchestration.cli import cli
 from orchestration.quickstart import PROMPT
 from orchestration.training import launch
@@ -42,7 +42,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Ray was started")
         yield
 
-    for module in (cluster, launch, tune_module):
+    for module in (cluster, launch, execution):
         monkeypatch.setattr(module, "ray_cluster", forbidden)
 
 
@@ -220,7 +220,7 @@ class TestTrain:
         ("options", "parts"),
         [
             (["xmcgan_scene32"], ["no recipe 'xmcgan_scene32'", "xmcgan_scenes32"]),
-            ([], ["Missing argument 'RECIPE'"]),
+            ([], ["RECIPE"]),
             (["xmcgan_scenes32", "--set", "model.lamda_1=1"], ["no field 'model.lamda_1'", "model.lambda_1"]),
             (["xmcgan_scenes32", "--set", "modle.tau=1"], ["no field 'modle.tau'", "model"]),
             (["xmcgan_scenes32", "--set", "model.tau.x=1"], ["model.tau is a value"]),
@@ -283,7 +283,7 @@ class TestTune:
 
     def test_without_a_judge_there_is_no_objective(self, t2i: T2i, coco: Path, tiny: list[str]) -> None:
         ended = t2i("tune", "xmcgan_scenes32", "--data", f"coco:{coco}", *tiny, "--parameter", "tau")
-        ended.refused("needs an objective", "evaluation.protocol")
+        ended.refused("a campaign needs judging", "evaluation.protocol")
 
 
 class TestUnknownRuns:

@@ -236,7 +236,7 @@ def test_points_of_a_search_space_are_experiments(name: str) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(10):
         point = space.suggest(study.ask())
-        assert point.keys() == space.parameters.keys()
+        space.check(point)
         for label, value in point.items():
             assert space.parameters[label].allows(value)
         base.replace({space.parameters[label].field: value for label, value in point.items()})
@@ -260,7 +260,12 @@ def test_a_chosen_part_of_a_space_keeps_the_documented_point() -> None:
         (["tua"], {}, "near it: tau"),
         (["zzz"], {}, "documents no parameter 'zzz'"),
         ([], {"tua": "1:2"}, "near it: tau"),
-        ([], {"tau": "0.2:0.05"}, "write it as tau=low:high"),
+        ([], {"tau": "0.2:0.05"}, "has its low above its high: write it as tau=0.05:0.2"),
+        ([], {"tau": "0.2:0.2"}, "write it as tau=low:high or tau=a,b,c"),
+        ([], {"tau": "0.1,x"}, "write it as tau=low:high or tau=a,b,c"),
+        ([], {"tau": "0.1,nan"}, "write it as tau=low:high or tau=a,b,c"),
+        ([], {"tau": "0.1,0.1"}, "write it as tau=low:high or tau=a,b,c"),
+        ([], {"discriminator_steps": "1,1.5"}, "write it as discriminator_steps=low:high or"),
         ([], {"tau": "0.2"}, "write it as tau=low:high"),
         ([], {"tau": "a:b"}, "write it as tau=low:high"),
         ([], {"tau": "nan:1"}, "write it as tau=low:high"),
@@ -319,6 +324,8 @@ WHOLE = f"system: new\nparameters:\n  p: {PARAMETER}\ndefault: [p]\n"
         (WHOLE.replace("source: s", "source: ''"), "parameters.p.source"),
         (WHOLE.replace("paper: null, ", ""), "parameters.p.paper"),
         (WHOLE.replace("default", f"  q: {PARAMETER}\ndefault"), "both set a.b"),
+        (WHOLE.replace("stage: gan", "stage: gan, when: 3"), "parameters.p.when"),
+        (WHOLE.replace("stage: gan", "stage: gan, when: {q: [[1]]}"), "parameters.p.when"),
     ],
 )
 def test_a_malformed_space_is_a_sentence(text: str, says: str) -> None:

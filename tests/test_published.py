@@ -12,10 +12,11 @@ from orchestration.errors import RequestError
 from orchestration.evaluation.feature_views import NETS
 from orchestration.evaluation.fid import Fid
 from orchestration.evaluation.inception_score import InceptionScore
-from orchestration.evaluation.published import FILE, UNKNOWN, Published, published, read_published
+from orchestration.evaluation.published import FILE, UNKNOWN, Published, numbers_of, published, read_published
 from orchestration.evaluation.r_precision import RPrecision
 from orchestration.evaluation.recall import KS, TO_CAPTION, TO_IMAGE
 from orchestration.evaluation.soa_captions import SOURCES, Counts
+from search_spaces.tables import load_table, table_names
 
 SMALL: dict[str, Any] = {
     "tables": [
@@ -84,6 +85,23 @@ class TestNumbers:
         assert number.value == 11.12
         ablations = [n for n in published() if n.source.startswith("XMC-GAN") and n.source[-1] in "4567"]
         assert ablations and all(number.variant for number in ablations)
+
+    def test_ablations_are_those_of_the_tables(self) -> None:
+        """And nowhere else: a number lives in one place."""
+        tables = [load_table(name) for name in table_names()]
+        assert {number.source for number in read_published(FILE)}.isdisjoint(table.source for table in tables)
+        for table in tables:
+            mine = [number for number in published() if number.source == table.source]
+            assert mine == list(numbers_of(table)) and len(mine) > 1
+            keys = [(n.system, n.variant, n.data, n.figure) for n in mine if n.protocol != UNKNOWN]
+            assert len(set(keys)) == len(keys)
+
+    def test_a_number_of_a_table_is_in_the_units_of_records(self) -> None:
+        number = find(
+            "MirrorGAN (2019), table 3", "mirrorgan", "r_precision/1+99/top-1", "cub", "MirrorGAN, lambda = 5"
+        )
+        assert (number.value, number.spread, number.samples, number.size) == (0.3207, None, 30_000, 256)
+        assert "R-precision, 39.09, lies above" in number.note
 
     def test_every_system_of_the_papers_is_there(self) -> None:
         systems = {number.system for number in published() if not number.variant}

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestration.cli import chosen_experiment
+from orchestration.options import chosen_experiment
 from orchestration.tracking import Tracker
 from orchestration.training.recorder import read_metrics
 from orchestration.training.state import checkpoint_folders, open_checkpoint

@@ -9,15 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
-from ray import tune as ray_tune
 
-from orchestration.campaigns import tune as tune_module
 from orchestration.cli import cli
 from orchestration.config import Experiment, apply_assignments
 from orchestration.home import Home, exclusive
@@ -26,11 +23,10 @@ from orchestration.prepared import Prepared
 from orchestration.recipes import RECIPES, get_recipe
 from orchestration.stage_commands import size_text
 from orchestration.stage_commands import stages as stages_group
+from orchestration.stage_store import PREPARED
 from orchestration.stages import HASH_LIMIT, MANIFEST, Progress, Stage, ensure
 from orchestration.tracking import Tracker
 from orchestration.training import launch
-from orchestration.training.worker import Outcome
-from search_spaces.space import load_space
 from tests.cli_support import TINY_SCENES, T2i, every_command, made, runner
 from tests.tiny_inputs import TINY_DIM, write_tiny_bert, write_tiny_coco
 
@@ -541,21 +537,9 @@ class TestGc:
     ) -> None:
         experiment = experiment_of(tiny)
         prepared = Preparation(experiment, home).everything()
-        tracker = Tracker(home.root, None)
-        monkeypatch.setattr(ray_tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t1"))
-        monkeypatch.setattr(tune_module, "train_worker", lambda *_: Outcome("finished", "", 0))
-        given = {
-            "base": experiment.model_dump(mode="json"),
-            "space": load_space("xmcgan").choose(["tau"], {}).model_dump(mode="json"),
-            "prepared": prepared.to_json(),
-            "folder": str(home.campaigns / "campaign"),
-            "parent": tracker.start_run("xmcgan", "campaign", "campaign", {}),
-            "home": str(home.root),
-            "uri": tracker.uri,
-            "objective": "x",
-            "threads": 1,
-        }
-        tune_module.run_trial({"tau": 0.3}, given)
+        trial = home.campaigns / "campaign" / "trials" / "t1"
+        trial.mkdir(parents=True)
+        (trial / PREPARED).write_text(json.dumps(prepared.to_json()))
         found = t2i("stages", "gc", "--json").json
         assert set(found["kept"].values()) == {"campaigns/campaign/trials/t1"} and len(found["kept"]) == 6
 

@@ -1,15 +1,19 @@
 """A generator against held-out captions while it trains, in the training's own process."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from models.contract import TextFeatures
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.sampler import derive_seed
+from orchestration.errors import RequestError
 from orchestration.evaluation.accuracy import SceneAccuracy
+from orchestration.evaluation.collapse import Thumbnails, Variety
 from orchestration.evaluation.feature_views import open_feature_view
 from orchestration.evaluation.fid import Fid
 from orchestration.evaluation.kid import Kid
@@ -44,8 +48,13 @@ def figures_of(results: list[Result]) -> dict[str, float]:
     return found
 
 
+class BrokenPictures(RequestError):
+    """Pictures drawn hold NaN: the training has diverged since its last step was checked."""
+
+
 class Judge:
-    """FID and KID under one protocol on one held-out split, and for scenes whether they show what captions name.
+    """FID and KID under one protocol on one held-out split, how far pictures differ, and for scenes whether they show
+    what captions name.
 
     As many real pictures as captions are judged, at most all of the split.
     """
@@ -64,15 +73,16 @@ class Judge:
         self.protocol, self.seed, self.split, self.judge = protocol, seed, split, judge
         self.data: CaptionedPictures = split.open()
         self.view: View = open_feature_view(protocol, weights, judge, device)
+        self.views: list[View] = [self.view, Thumbnails()]
         self.plan = one_a_caption(self.data.index, samples, seed)
         self.real_seed = derive_seed(seed, REAL_STREAM) if real == "drawn" else None
 
     def __call__(self, draw: Draw) -> Verdict:
-        """Draw one picture a caption and judge them all."""
-        metrics: list[Metric] = [Fid(self.protocol, self.seed), Kid(self.protocol, self.seed)]
+        """Draw one picture a caption and judge them all. Raises BrokenPictures."""
+        metrics: list[Metric] = [Fid(self.protocol, self.seed), Kid(self.protocol, self.seed), Variety()]
         if self.judge is not None and self.split.labels is not None:
             metrics.append(SceneAccuracy.open(Path(self.split.labels), Path(self.judge)))
-        for seen in Looker(self.data, self.plan, drawn_by(draw), [self.view]).all_seen():
+        for seen in Looker(self.data, self.plan, drawn_by(_whole(draw)), self.views).all_seen():
             for metric in metrics:
                 metric.update(seen)
         for seen in self._real:
@@ -85,4 +95,16 @@ class Judge:
     def _real(self) -> list[Seen]:
         """What is seen of the real pictures: the same for every verdict."""
         plan = real_images(self.data.index, len(self.plan))
-        return list(Looker(self.data, plan, RealPictures(self.real_seed).open(CPU), [self.view]).all_seen())
+        return list(Looker(self.data, plan, RealPictures(self.real_seed).open(CPU), self.views).all_seen())
+
+
+def _whole(draw: Draw) -> Draw:
+    """The same, but for NaN, which has a type of its own: weights may overflow in the very last step."""
+
+    def checked(text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+        pictures = draw(text, seeds)
+        if pictures.isnan().any():
+            raise BrokenPictures("pictures drawn hold NaN: training has diverged, judge an earlier checkpoint")
+        return pictures
+
+    return checked

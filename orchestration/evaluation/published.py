@@ -1,7 +1,8 @@
 """The papers' numbers, and which of them may stand beside ours.
 
-They are in published.yaml, each with its table. A number may stand beside a figure of ours where system and settings
-aside all is the same: metric, protocol, data set, split, number of pictures and their size.
+Main results are in published.yaml, ablations in search_spaces/tables, each with its table. A number may stand beside a
+figure of ours where system and settings aside all is the same: metric, protocol, data set, split, number of pictures
+and their size.
 """
 
 import re
@@ -16,9 +17,10 @@ from orchestration.data.sources import FORMATS
 from orchestration.errors import RequestError
 from orchestration.evaluation.record import MetricRecord
 from search_spaces.reading import parse_checked
+from search_spaces.tables import Table, load_table, table_names
+from search_spaces.tables.table import UNKNOWN
 
 FILE = Path(__file__).with_name("published.yaml")
-UNKNOWN = "unknown"
 REAL = "real"
 YEARLESS = "coco"
 UNSAID = "the paper does not settle how it was measured"
@@ -169,8 +171,35 @@ def read_published(path: Path) -> tuple[Published, ...]:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All numbers of the papers, in their order."""
-    return read_published(FILE)
+    """All numbers of the papers: main results in their order, then ablations."""
+    ablations = [number for name in table_names() for number in numbers_of(load_table(name))]
+    return (*read_published(FILE), *ablations)
+
+
+def numbers_of(table: Table) -> Sequence[Published]:
+    """The numbers of a table of search_spaces/tables, row by row; a row is a variant of its system."""
+    return [
+        Published(
+            system=entry.system,
+            variant=entry.title,
+            data=column.data,
+            split=column.split,
+            metric=column.metric,
+            protocol=column.protocol,
+            value=figure.value / unit,
+            spread=None if figure.spread is None else figure.spread / unit,
+            samples=column.samples,
+            size=table.size,
+            source=table.source,
+            why=column.why,
+            note="; ".join(filter(None, (entry.note, *table.notes))),
+        )
+        for entry in table.entries()
+        for column, figure, unit in (
+            (table.columns[name], figure, 100 if table.columns[name].percent else 1)
+            for name, figure in entry.published.items()
+        )
+    ]
 
 
 def data_name(record: MetricRecord) -> str:

@@ -4,14 +4,14 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.cluster import ray_cluster, wants_gpu
+from orchestration.cluster import ray_cluster, require, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive
@@ -26,6 +26,9 @@ from orchestration.training.state import Checkpoint, newest_checkpoint
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores
 
 EXPERIMENT_FILE = "experiment.json"
+
+CarryOut = Callable[[Job], object]
+"""Trains a job to its end; its threads are for the callee to choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,22 @@ def train(
     Raises RequestError when the request cannot be met, RunError when training failed or diverged.
     """
     prepared = Preparation(experiment, home, progress, partial(train_part, tracker)).everything()
-    return _run(experiment, tracker, progress, prepared, home.runs / experiment.run_name, parent)
+    return _run(experiment, tracker, progress, prepared, home.runs / experiment.run_name, parent, fit)
 
 
-def train_part(tracker: Tracker, experiment: Experiment, prepared: Prepared, folder: Path, progress: Progress) -> Path:
-    """Train a part in a run of its own, and return its last checkpoint's folder. Raises as `train` does."""
-    finished = _run(experiment, tracker, progress, prepared, folder, None)
+def train_part(
+    tracker: Tracker,
+    experiment: Experiment,
+    prepared: Prepared,
+    folder: Path,
+    progress: Progress,
+    carry_out: CarryOut | None = None,
+) -> Path:
+    """Train a part in a run of its own, and return its last checkpoint's folder. Raises as `train` does.
+
+    carry_out: trains it, by default `fit`.
+    """
+    finished = _run(experiment, tracker, progress, prepared, folder, None, carry_out or fit)
     write_atomically(folder / PART_FIGURES, json.dumps(validation_figures(finished.figures), indent=1))
     return finished.checkpoint.folder
 
@@ -68,6 +81,7 @@ def _run(
     prepared: Prepared,
     folder: Path,
     parent: str | None,
+    carry_out: CarryOut,
 ) -> FinishedRun:
     with exclusive(folder):
         write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
@@ -80,7 +94,7 @@ def _run(
             run_tags(experiment, prepared),
             parent,
         )
-        return _train(experiment, tracker, progress, prepared, folder, run_id)
+        return _train(experiment, tracker, progress, prepared, folder, run_id, carry_out)
 
 
 def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
@@ -115,13 +129,14 @@ def _train(
     prepared: Prepared,
     folder: Path,
     run_id: str,
+    carry_out: CarryOut,
 ) -> FinishedRun:
     outcome = read_outcome(folder)
     if outcome is None or outcome.status != "finished":
         (folder / OUTCOME).unlink(missing_ok=True)
         with Mirror(tracker, run_id, folder), Watcher(folder, experiment.training.kimg, progress):
             try:
-                fit(Job(experiment, prepared, str(folder), 1))
+                carry_out(Job(experiment, prepared, str(folder), 1))
             except BaseException as error:
                 with suppress(RunError):
                     tracker.finish(run_id, "FAILED", str(error) or type(error).__name__)
@@ -145,16 +160,20 @@ def _train(
     return FinishedRun(folder, run_id, checkpoint, last_metrics(read_metrics(folder)))
 
 
-def fit(job: Job) -> None:
-    """Run the job under Ray Train and wait. Workers that die are started again, from the newest checkpoint."""
+def fit(job: Job, at_once: int = 1) -> None:
+    """Run the job under Ray Train and wait. Workers that die are started again, from the newest checkpoint.
+
+    at_once: so many jobs share a machine's cores.
+    """
     resources = job.experiment.resources
     with ray_cluster(minimum_cpus=resources.workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         use_gpu = wants_gpu(resources.use_gpu, ray)
-        threads = resources.threads or share_of_cores(resources.workers)
-        _check_slots(ray, resources.workers, use_gpu)
+        threads = resources.threads or share_of_cores(resources.workers * at_once)
+        kind, workers = "GPU" if use_gpu else "CPU", resources.workers
+        require(ray, kind, workers, f"--workers {workers}: each needs a {kind}", "lower --workers or add machines")
         # Ray's own files are only its bookkeeping; a new name each time, or it would resume its own idea of the run.
         for left_over in Path(job.folder).glob(".ray-*"):
             shutil.rmtree(left_over, ignore_errors=True)
@@ -213,13 +232,3 @@ def worker_failure(error: Exception, folder: Path) -> Exception:
         f"a worker failed ({sentence}); the whole story is in {log}; repeat the command to go on from the last "
         "checkpoint"
     )
-
-
-def _check_slots(ray: Any, workers: int, use_gpu: bool) -> None:
-    have = ray.cluster_resources()
-    kind = "GPU" if use_gpu else "CPU"
-    if have.get(kind, 0) < workers:
-        raise RequestError(
-            f"--workers {workers}: each needs a {kind} and the cluster has {have.get(kind, 0):.0f}: lower --workers or "
-            "add machines"
-        )

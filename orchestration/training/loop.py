@@ -1,15 +1,16 @@
 """The training loop: it knows phases and nothing of any paper. Read it from top to bottom."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from models.contract import Batch, Phase, StepContext
+from models.contract import Batch, Objective, Phase, StepContext
 from models.parallel import Ranks
 from orchestration.config import Experiment
 from orchestration.data.batches import TrainingStream
@@ -21,11 +22,20 @@ from orchestration.training.state import TrainingState, update_average
 NOISE, LAYERS = 100, 1_000_000
 
 
-class Diverged(RunError):
-    """A loss or gradient became NaN or infinite; `reason` names which."""
+EXPLODED = 1e8
+"""A term of a loss, or the norm of a net's gradient, above this is no training any more.
 
-    def __init__(self, reason: str, kimg: float) -> None:
-        self.reason = reason
+float32 has 24 bits: up there a loss can no longer change by less than 8. The largest seen in sound trainings here is
+a gradient of norm 1e3 (AttnGAN with lambda 50).
+"""
+
+
+class Diverged(RunError):
+    """Losses or gradients are lost: `kind` is "nan" for numbers that are not finite, "exploded" for those above
+    EXPLODED; `reason` names the net and its terms. Every rank raises it at the same step."""
+
+    def __init__(self, reason: str, kimg: float, kind: Literal["nan", "exploded"] = "nan") -> None:
+        self.reason, self.kind = reason, kind
         super().__init__(
             f"training diverged at {kimg:.3f} kimg ({reason}): nothing later than the last checkpoint is kept; lower "
             "the learning rates or loss weights and start again"
@@ -63,6 +73,21 @@ class RunningMeans:
         self.sums.clear()
         self.counts.clear()
         return {key: value.item() for key, value in means.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Names of a net's loss terms, and their largest absolute values over micro-batches: (T,), NaN where one was."""
+
+    names: tuple[str, ...]
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, objective: Objective, before: "Terms | None") -> "Terms":
+        """Those of one more micro-batch; "loss" is the whole."""
+        terms = {**objective.terms, "loss": objective.loss.detach()}
+        sizes = torch.stack([value.float().reshape(()) for value in terms.values()]).abs()
+        return cls(tuple(terms), sizes if before is None else torch.maximum(before.sizes, sizes))
 
 
 class Trainer:
@@ -111,6 +136,7 @@ class Trainer:
         # Layers with randomness of their own (dropout) draw from here, so that a resumed run repeats them.
         torch.manual_seed(derive_seed(self.experiment.training.seed, LAYERS + index, self.state.images_seen))
         gradients: dict[str, list[Tensor]] = {}
+        terms: dict[str, Terms] = {}
         for micro, batch in enumerate(batches):
             noise = self._noise(index if drawn is None else drawn, micro, len(batch.image_ids))
             context = StepContext(self.ranks, noise)
@@ -129,18 +155,26 @@ class Trainer:
                 else:
                     gradients[name] = list(fresh)
                 self.means.add(name, dict(objective.terms))
+                terms[name] = Terms.of(objective, terms.get(name))
         # Every gradient is checked before any net steps: a phase changes all of its nets or none.
         for name in phase.trains:
-            self._agree(name, gradients[name])
+            self._agree(name, gradients[name], terms[name])
         for name in phase.trains:
             self._apply(name, gradients[name])
 
-    def _agree(self, name: str, gradients: list[Tensor]) -> None:
-        """Average over ranks, and shorten to the largest norm. Raises Diverged when the result is not finite."""
-        self.ranks.average_(gradients)
+    def _agree(self, name: str, gradients: list[Tensor], terms: Terms) -> None:
+        """Average over ranks, and shorten to the largest norm. Raises Diverged, on every rank.
+
+        Only this step counts, so that a resumed run ends where an undisturbed one does.
+        """
+        # In the one message there is: a rank that stopped alone would leave the others waiting.
+        self.ranks.average_([*gradients, terms.sizes])
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        if not torch.isfinite(norm):
-            raise Diverged(f"the gradient of the {name} is {norm.item()}", self.state.kimg)
+        sizes = torch.cat([norm.reshape(1), terms.sizes.to(norm.dtype)])
+        # NaN is not below anything.
+        if not (sizes <= EXPLODED).all():
+            names = [f"the gradient of the {name}", *(f"{name}/{term}" for term in terms.names)]
+            raise _diverged(dict(zip(names, sizes.tolist(), strict=True)), self.state.kimg)
         self.means.add(name, {"gradient_norm": norm})
         largest = self.optimizer_settings[name].gradient_norm
         if largest is not None:
@@ -182,6 +216,14 @@ def run(trainer: Trainer, on_iteration: Callable[[int, int], Any]) -> None:
         before = state.images_seen
         trainer.iteration()
         on_iteration(before, state.images_seen)
+
+
+def _diverged(sizes: dict[str, float], kimg: float) -> Diverged:
+    """Says which sizes are lost: those that are not finite, else those that are too large."""
+    broken = {name: size for name, size in sizes.items() if not math.isfinite(size)}
+    lost = broken or {name: size for name, size in sizes.items() if size > EXPLODED}
+    reason = ", ".join(f"{name} is {size:.3g}" for name, size in lost.items())
+    return Diverged(reason, kimg, "nan" if broken else "exploded")
 
 
 def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

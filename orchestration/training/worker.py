@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 from models.contract import Nets, TextFeatures
 from models.parallel import Ranks, current_ranks
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
 from orchestration.data.sampler import derive_seed
+from orchestration.errors import RunError
 from orchestration.evaluation.judging import Judge, Verdict
 from orchestration.evaluation.looking import drawer
 from orchestration.preparation import PART_PROTOCOL
@@ -37,6 +40,7 @@ from orchestration.training.state import (
 )
 
 CHECKPOINTS, OUTCOME = "checkpoints", "outcome.json"
+PATIENCE_S = 60.0
 GRID_PICTURES, GRID_SEED = 32, 4321
 
 Report = Callable[[Mapping[str, float]], None]
@@ -45,12 +49,30 @@ Report = Callable[[Mapping[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All a worker needs; crosses process borders as JSON."""
+    """All a worker needs; crosses process borders as JSON.
+
+    until_kimg: where this stretch of the training ends, None for the experiment's whole length.
+    """
 
     experiment: Experiment
     prepared: Prepared
     folder: str
     threads: int
+    until_kimg: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it trains to the end."""
+        end = self.experiment.training.kimg
+        return self.until_kimg is None or round(self.until_kimg * 1000) >= round(end * 1000)
+
+    @property
+    def stretch(self) -> Experiment:
+        """The experiment, no longer than this stretch: a step depends on the images seen, never on how many will be."""
+        if self.whole:
+            return self.experiment
+        training = self.experiment.training.model_copy(update={"kimg": self.until_kimg})
+        return self.experiment.model_copy(update={"training": training})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -58,6 +80,7 @@ class Job:
             "prepared": self.prepared.to_json(),
             "folder": self.folder,
             "threads": self.threads,
+            "until_kimg": self.until_kimg,
         }
 
     @classmethod
@@ -67,12 +90,13 @@ class Job:
             Prepared.from_json(values["prepared"]),
             values["folder"],
             values["threads"],
+            values.get("until_kimg"),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: "finished", or "diverged" with the reason."""
+    """How a run ended: "finished", "paused" at the end of a stretch, or "diverged" with the reason."""
 
     status: str
     reason: str
@@ -88,14 +112,39 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def train_worker(job: Job, report: Report, device: torch.device) -> Outcome:
-    """Train from the newest verified checkpoint to the end, or to divergence. Every rank calls it."""
+    """Train from the newest verified checkpoint to the stretch's end, or to divergence. Every rank calls it.
+
+    Raises RunError when another process still trains in the job's folder.
+    """
     torch.set_num_threads(job.threads)
     ranks = current_ranks()
+    with _only_writer(Path(job.folder)) if ranks.rank == 0 else nullcontext():
+        return _train(job, report, device, ranks)
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Workers that outlive the process that started them have some seconds to go; two must not write one run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".training.lock")
+    try:
+        lock.acquire(timeout=PATIENCE_S)
+    except Timeout as error:
+        raise RunError(
+            f"another process still trains in {folder} after {PATIENCE_S:g} s: end it, then repeat the command"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(job: Job, report: Report, device: torch.device, ranks: Ranks) -> Outcome:
     session = Session(job, device, ranks, report)
     try:
         run(session.trainer, session.after_iteration)
         session.finish()
-        outcome = Outcome("finished", "", session.state.images_seen)
+        outcome = Outcome("finished" if job.whole else "paused", "", session.state.images_seen)
     except Diverged as error:
         # The averaged gradient is the same on all ranks, so all of them arrive here.
         outcome = Outcome("diverged", error.reason, session.state.images_seen)
@@ -123,7 +172,7 @@ class Session:
         if self.experiment.resources.compile:
             for name in self.state.optimizers:
                 self.state.nets[name].compile()
-        self.trainer = Trainer(self.experiment, self.state, stream, device, ranks)
+        self.trainer = Trainer(job.stretch, self.state, stream, device, ranks)
         self.logging = _cadence(training.log_kimg)
         self.drawing = _cadence(training.picture_kimg)
         self.saving = _cadence(training.checkpoint_kimg)
@@ -170,10 +219,10 @@ class Session:
             self._tell()
 
     def finish(self) -> None:
-        """The last record, grid, verdict and checkpoint; a finished run that is run again adds nothing."""
-        total = self.state.images_seen
+        """The last record, grid, verdict and checkpoint; a finished stretch that is run again adds nothing."""
+        total, end = self.state.images_seen, "finished" if self.job.whole else "paused"
         recorded = self.first and any(
-            line["images"] == total and "finished" in line["metrics"] for line in read_metrics(self.folder)
+            line["images"] == total and end in line["metrics"] for line in read_metrics(self.folder)
         )
         if not recorded:
             self._log()
@@ -184,7 +233,7 @@ class Session:
             if self.saved_at != total:
                 self._save()
             if self.recorder:
-                self.recorder.metrics(total, {"finished": 1.0})
+                self.recorder.metrics(total, {end: 1.0})
         # On every rank, always: Ray Train waits until all have reported.
         self._tell()
 

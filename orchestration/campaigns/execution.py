@@ -1,0 +1,240 @@
+"""Segments carried out by Ray Tune, in as many processes at a time as the campaign wants.
+
+Tune only executes: it asks the conductor for the next segment, runs it as a Tune trial of its own, and hands back how
+it ended. A process that dies is a segment without an end, which the conductor hands out again. Tune's own state is
+thrown away at the end; the ledger is the truth, and a resumed campaign starts a fresh Tune.
+"""
+
+import json
+import logging
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestration.campaigns.ledger import Reached, Segment
+from orchestration.campaigns.leftovers import Leftovers
+from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment, segment_from_json
+from orchestration.campaigns.settings import CampaignSettings
+from orchestration.cluster import ray_cluster, require, wants_gpu
+from orchestration.errors import RunError
+from orchestration.stages import Progress, quiet
+
+__all__ = ["SLOT", "Conducts", "Given", "execute"]
+
+SLOT = "trial_slot"
+SEGMENT, REACHED = "segment", "reached"
+STORAGE = ".tune-"
+FINISHED = "FINISHED"  # as Tune's Searcher.FINISHED
+
+Work = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class Conducts(Protocol):
+    """Who decides what is run: see `orchestration.campaigns.conductor`."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def next(self) -> Segment | None: ...
+
+    def ended(self, segment: Segment, reached: Reached) -> None: ...
+
+
+def execute(
+    conductor: Conducts, given: Given, settings: CampaignSettings, progress: Progress = quiet, work: Work = run_segment
+) -> None:
+    """Run segments until the conductor is done. progress: told how many of those begun have ended.
+
+    work: carries one out in another process. Raises RequestError when the cluster cannot run one, RunError when the
+    conductor fails, KeyboardInterrupt on Ctrl-C; what was begun then stays so, and goes on when it is resumed.
+    """
+    at_once, workers = settings.concurrent, given.base.resources.workers
+    with ray_cluster(at_once * workers, {SLOT: float(at_once)}) as ray:
+        require(
+            ray,
+            SLOT,
+            at_once,
+            f"{at_once} trials at a time need {at_once} units of the resource {SLOT!r}",
+            f"start its head with --resources='{{\"{SLOT}\": {at_once}}}'",
+        )
+        leftovers = Leftovers(ray, SLOT)
+        desk = Desk(conductor, given, at_once, progress, leftovers)
+        given = replace(given, at_once=at_once)
+        gpu = wants_gpu(given.base.resources.use_gpu, ray)
+        for left_over in given.folder.glob(f"{STORAGE}*"):
+            # Of a driver that was killed, on this cluster perhaps.
+            leftovers.end_watchers(left_over.name.split("-")[1])
+            shutil.rmtree(left_over, ignore_errors=True)
+        storage = Path(tempfile.mkdtemp(prefix=f"{STORAGE}{leftovers.job}-", dir=given.folder.absolute()))
+        try:
+            with _signals_kept(), _tune_quiet():
+                _tune(desk, given, gpu, work, storage)
+        finally:
+            leftovers.clear()
+            _forget(storage.name)
+            shutil.rmtree(storage, ignore_errors=True)
+    if desk.error is not None:
+        raise desk.error
+    if not desk.finished:
+        raise KeyboardInterrupt
+
+
+class Desk:
+    """Between Tune and the conductor: who asks gets a segment, and says here how it ended."""
+
+    def __init__(
+        self,
+        conductor: Conducts,
+        given: Given,
+        at_once: int,
+        progress: Progress,
+        leftovers: Leftovers | None = None,
+    ) -> None:
+        self.conductor, self.given, self.at_once, self.progress = conductor, given, at_once, progress
+        self.leftovers = leftovers
+        self.out: dict[str, Segment] = {}
+        self.begun = 0
+        self.finished = False
+        self.error: Exception | None = None
+        self._nothing_new = False
+
+    def ask(self, key: str) -> dict[str, Any] | str | None:
+        """A segment for whoever has this key, None to ask again later, FINISHED at the end.
+
+        Raises what the conductor raised, then or before.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.leftovers:
+            self.leftovers.look()
+        # Tune asks ten times a second; the conductor's answer changes only when a segment ends.
+        if len(self.out) >= self.at_once or (self.out and self._nothing_new):
+            return None
+        try:
+            segment = self.conductor.next()
+            if segment is None and not self.out and not self.conductor.done:
+                raise RunError("the campaign is not done and nothing is left to run: this is a fault; keep its folder")
+        except Exception as error:
+            self.error = error
+            raise
+        if segment is None:
+            self._nothing_new, self.finished = True, not self.out
+            return FINISHED if self.finished else None
+        self.out[key] = segment
+        self.begun += 1
+        return {SEGMENT: json.dumps(asdict(segment))}
+
+    def ended(self, key: str, result: Mapping[str, Any] | None) -> None:
+        """The segment of this key ended with a result, or its process died. Raises nothing: Tune would go on."""
+        segment = self.out.pop(key, None)
+        if segment is None:
+            return
+        self._nothing_new = False
+        try:
+            if result and REACHED in result:
+                reached = reached_from_json(json.loads(result[REACHED]))
+            else:
+                if self.leftovers:
+                    self.leftovers.suspect()
+                reached = failed(self.given.trial_folder(segment.trial), "its process died: killed, or out of memory")
+            self.conductor.ended(segment, reached)
+            self.progress("segments", self.begun - len(self.out), self.begun)
+        except Exception as error:
+            self.error = self.error or error
+
+
+def _tune(desk: Desk, given: Given, gpu: bool, work: Work, storage: Path) -> None:
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import Searcher
+
+    class AsksDesk(Searcher):
+        """Tune's side of the desk. Tune stores its searchers: nothing of this one is kept."""
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            return desk.ask(trial_id)
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            desk.ended(trial_id, result)
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Searcher, ()
+
+    def resources(config: Mapping[str, Any]) -> Any:
+        """One worker trains in the trial's own process; more get a Ray Train group beside it."""
+        experiment = given.experiment(segment_from_json(json.loads(config[SEGMENT])))
+        own = {"CPU": 1.0, **({"GPU": 1.0} if gpu else {})} if experiment.resources.workers == 1 else {}
+        return tune.PlacementGroupFactory([{SLOT: 1.0, **own}])
+
+    def name_of(trial: Any) -> str:
+        return f"segment-{trial.trial_id}"
+
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(carry_out, told=given.to_json(), work=work), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=AsksDesk(),
+            scheduler=FIFOScheduler(),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=name_of,
+            trial_dirname_creator=name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=storage.name,
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    ).fit()
+
+
+def carry_out(config: dict[str, Any], told: dict[str, Any], work: Work) -> dict[str, str]:
+    """What a Tune trial runs."""
+    return {REACHED: json.dumps(work({**told, SEGMENT: json.loads(config[SEGMENT])}))}
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Tune takes Ctrl-C while it runs, to end its processes, and does not give it back."""
+    here = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)} if here else {}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _tune_quiet() -> Iterator[None]:
+    """What Tune would say of failures is said by the ledger."""
+    log = logging.getLogger("ray.tune")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _forget(name: str) -> None:
+    """Ray keeps a folder of its own for each run of Tune in the cluster's temporary folder, as long as that lives."""
+    from ray._private.worker import _global_node
+
+    if _global_node is not None:
+        for folder in Path(_global_node.get_session_dir_path(), "artifacts").glob(f"*/{name}"):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()

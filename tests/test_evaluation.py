@@ -277,7 +277,7 @@ def test_photographs_rank_as_people_would(shared_data: Path, experiment: Experim
     other, blur, random = (fid(verdict) for verdict in verdicts)
     assert 0 < other < blur < random
     # Nothing is claimed about what the pictures show.
-    assert {name.partition("/")[2] for name in verdicts[0].figures} == {"efficientnet-lite0"}
+    assert {name.partition("/")[2] for name in verdicts[0].figures} == {"efficientnet-lite0", "pixels"}
 
 
 class TestSheet:

@@ -51,6 +51,8 @@ class TestExploit:
         assert seen.keys() == {0, 1} and min(seen.values()) > 140
         by_seed = Counter(exploit(trials, population(8, seed=seed), 1, LESS)[7] for seed in range(400))
         assert by_seed.keys() == {0, 1} and min(by_seed.values()) > 140
+        together = [len(set(exploit(trials, population(8), generation, LESS).values())) for generation in range(50)]
+        assert set(together) == {1, 2}
 
     def test_who_copies_whom_does_not_depend_on_the_others(self) -> None:
         settings = population(8, 0.5)

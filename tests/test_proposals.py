@@ -202,10 +202,10 @@ class TestProposals:
 
     @pytest.mark.parametrize("state", [State.DIVERGED, State.COLLAPSED])
     def test_where_training_broke_is_avoided(self, tmp_path: Path, state: State) -> None:
-        """High values broke, whatever figure they had on the way; the others are all alike."""
+        """High values broke, whatever figure they had on the way; the others wait, and are all alike."""
         space = space_of(a=number(0, 1))
-        trials = [finished(i, {"a": i / 19}, **{FIGURE: 5.0}) for i in range(20)]
-        trials[12:] = [replace(trial, state=state, kimg=1.0, figures={FIGURE: 0.1}) for trial in trials[12:]]
+        trials = [Trial(i, {"a": i / 19}, "p", State.WAITING, kimg=1.0, figures={FIGURE: 5.0}) for i in range(20)]
+        trials[12:] = [replace(trial, state=state, figures={FIGURE: 0.1}) for trial in trials[12:]]
         with proposer(tmp_path, told(), space, {"a": 0.0}) as one:
             drawn = [one.propose(number, trials)["a"] for number in range(20, 50)]
         assert sum(value < 0.6 for value in drawn) > 24  # type: ignore[operator, misc]

@@ -46,6 +46,8 @@ def test_what_does_not_exist_sets_nothing() -> None:
     # `deep` goes with `steps`, which `mode` takes away.
     assert SPACE.assignments({**whole, "mode": "a"}) == {"a.mode": "a", "a.free": 3.0}
     assert SPACE.assignments({"deep": 0.5, "mode": "a"}) == {"a.mode": "a"}
+    chain = space_of(low=number(0, 1, middle=1), middle=choice(1, 2, top=1), top=choice(1, 2))
+    assert chain.assignments({"low": 0.5, "middle": 1, "top": 2}) == {"a.top": 2}
     assert SPACE.assignments({"deep": 0.5}) == {"a.deep": 0.5}  # what its condition is on is not varied
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.campaigns.changes import code_version, differences
+from orchestration.campaigns.changes import code_files, differences
 from orchestration.campaigns.conductor import Conductor, best
 from orchestration.campaigns.ledger import FILE, Ledger, State, Trial
 from orchestration.campaigns.live import LiveTable
@@ -62,7 +62,7 @@ class Plan:
             "space": self.space.model_dump(mode="json"),
             "settings": self.settings.model_dump(mode="json"),
             "storage": self.storage,
-            "code": code_version(),
+            "code": code_files(),
         }
 
     @classmethod

@@ -19,16 +19,16 @@ from typing import Any, Protocol
 
 from orchestration.campaigns.ledger import Reached, Segment
 from orchestration.campaigns.leftovers import Leftovers
-from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment, segment_from_json
+from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.cluster import ray_cluster, require, wants_gpu
-from orchestration.errors import RunError
+from orchestration.errors import RequestError, RunError
 from orchestration.stages import Progress, quiet
 
 __all__ = ["SLOT", "Conducts", "Given", "execute"]
 
 SLOT = "trial_slot"
-SEGMENT, REACHED = "segment", "reached"
+SEGMENT, WORKERS, REACHED = "segment", "workers", "reached"
 STORAGE = ".tune-"
 FINISHED = "FINISHED"  # as Tune's Searcher.FINISHED
 
@@ -128,7 +128,13 @@ class Desk:
             return FINISHED if self.finished else None
         self.out[key] = segment
         self.begun += 1
-        return {SEGMENT: json.dumps(asdict(segment))}
+        return {SEGMENT: json.dumps(asdict(segment)), WORKERS: self._workers(segment)}
+
+    def _workers(self, segment: Segment) -> int:
+        try:
+            return self.given.experiment(segment).resources.workers
+        except RequestError:
+            return 1  # who carries it out says what is wrong
 
     def ended(self, key: str, result: Mapping[str, Any] | None) -> None:
         """The segment of this key ended with a result, or its process died. Raises nothing: Tune would go on."""
@@ -174,8 +180,7 @@ def _tune(desk: Desk, given: Given, gpu: bool, work: Work, storage: Path) -> Non
 
     def resources(config: Mapping[str, Any]) -> Any:
         """One worker trains in the trial's own process; more get a Ray Train group beside it."""
-        experiment = given.experiment(segment_from_json(json.loads(config[SEGMENT])))
-        own = {"CPU": 1.0, **({"GPU": 1.0} if gpu else {})} if experiment.resources.workers == 1 else {}
+        own = {"CPU": 1.0, **({"GPU": 1.0} if gpu else {})} if config[WORKERS] == 1 else {}
         return tune.PlacementGroupFactory([{SLOT: 1.0, **own}])
 
     def name_of(trial: Any) -> str:

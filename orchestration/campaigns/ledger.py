@@ -126,11 +126,13 @@ class Ledger:
     @classmethod
     def create(cls, folder: Path, header: Mapping[str, Any]) -> "Ledger":
         """A new one. header: JSON values by name: settings, space, base experiment, code version, identity ..."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
+        if path.exists():
+            raise RequestError(f"{folder} holds a campaign already: resume it, or give another --name")
         working = path.with_name(f".{FILE}-new")
-        working.unlink(missing_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            working.unlink(missing_ok=True)
             connection = sqlite3.connect(working)
             connection.executescript(_TABLES)
             connection.execute(f"pragma application_id = {APPLICATION}")

@@ -172,7 +172,9 @@ def _run(given: Given, segment: Segment, folder: Path) -> Reached:
     start = partial(_start_run, tracker, given, segment, folder, experiment, prepared)
     begun = start(begun)
     with Mirror(tracker, begun.run_id, folder) if begun.run_id else nullcontext():
-        train_here_or_there(Job(experiment, prepared, str(folder), 1, segment.until_kimg), given.at_once)
+        train_here_or_there(
+            Job(experiment, prepared, str(folder), 1, segment.until_kimg, stop_on_collapse=True), given.at_once
+        )
     if begun.run_id is None:
         # MLflow was away when it began; what the folder holds is sent now, or by whoever mirrors it next.
         begun = start(begun)

@@ -26,7 +26,7 @@ EXPLODED = 1e8
 """A term of a loss, or the norm of a net's gradient, above this is no training any more.
 
 float32 has 24 bits: up there a loss can no longer change by less than 8. The largest seen in sound trainings here is
-a gradient of norm 1e3 (AttnGAN with lambda 50).
+a gradient of norm 1e3 (AttnGAN on scenes).
 """
 
 

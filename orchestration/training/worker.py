@@ -21,7 +21,8 @@ from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
 from orchestration.data.sampler import derive_seed
 from orchestration.errors import RunError
-from orchestration.evaluation.judging import Judge, Verdict
+from orchestration.evaluation.collapse import Collapsed, Ending, collapse_reason, end_together
+from orchestration.evaluation.judging import BrokenPictures, Judge, Verdict
 from orchestration.evaluation.looking import drawer
 from orchestration.preparation import PART_PROTOCOL
 from orchestration.prepared import Prepared
@@ -51,7 +52,8 @@ Report = Callable[[Mapping[str, float]], None]
 class Job:
     """All a worker needs; crosses process borders as JSON.
 
-    until_kimg: where this stretch of the training ends, None for the experiment's whole length.
+    until_kimg: where this stretch of the training ends, None for the experiment's whole length. stop_on_collapse: end
+    where all pictures drawn are nearly one, as campaigns do.
     """
 
     experiment: Experiment
@@ -59,6 +61,7 @@ class Job:
     folder: str
     threads: int
     until_kimg: float | None = None
+    stop_on_collapse: bool = False
 
     @property
     def whole(self) -> bool:
@@ -81,6 +84,7 @@ class Job:
             "folder": self.folder,
             "threads": self.threads,
             "until_kimg": self.until_kimg,
+            "stop_on_collapse": self.stop_on_collapse,
         }
 
     @classmethod
@@ -91,12 +95,13 @@ class Job:
             values["folder"],
             values["threads"],
             values.get("until_kimg"),
+            values.get("stop_on_collapse", False),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: "finished", "paused" at the end of a stretch, or "diverged" with the reason."""
+    """How a run ended: "finished", "paused" at the end of a stretch, "diverged" or "collapsed" with the reason."""
 
     status: str
     reason: str
@@ -148,6 +153,8 @@ def _train(job: Job, report: Report, device: torch.device, ranks: Ranks) -> Outc
     except Diverged as error:
         # The averaged gradient is the same on all ranks, so all of them arrive here.
         outcome = Outcome("diverged", error.reason, session.state.images_seen)
+    except Collapsed as error:
+        outcome = Outcome("collapsed", error.reason, session.state.images_seen)
     if ranks.rank == 0:
         write_atomically(Path(job.folder) / OUTCOME, json.dumps(asdict(outcome)))
     return outcome
@@ -212,7 +219,7 @@ class Session:
             self._draw_grid()
         judged = self.judging is not None and self.judging.due(before, after)
         if judged:
-            self._judge()
+            self._end_together(self._judge())
         if self.saving.due(before, after):
             self._save()
         if judged or self.saving.due(before, after):
@@ -224,12 +231,16 @@ class Session:
         recorded = self.first and any(
             line["images"] == total and end in line["metrics"] for line in read_metrics(self.folder)
         )
+        ending = None
         if not recorded:
             self._log()
             if self.drawn_at != total:
                 self._draw_grid()
             if self.judged_at != total:
-                self._judge()
+                ending = self._judge()
+        # Every rank is here, whether it has anything to record or not.
+        self._end_together(ending)
+        if not recorded:
             if self.saved_at != total:
                 self._save()
             if self.recorder:
@@ -262,14 +273,26 @@ class Session:
         _, chosen = held_out_captions(data.index, GRID_PICTURES, GRID_SEED)
         return data.text(chosen)
 
-    def _judge(self) -> None:
+    def _judge(self) -> Ending | None:
+        """Judge and record; what the verdict says of the training's end, if anything."""
         self.judged_at = self.state.images_seen
         if not self.recorder or self.job.prepared.protocol == "none":
-            return
+            return None
         if self.judge is None:
             self.judge = make_judge(self.experiment, self.job.prepared, self.device)
-        verdict = self.judge(self.state.sampling_nets())
+        try:
+            verdict = self.judge(self.state.sampling_nets())
+        except BrokenPictures as error:
+            return Diverged(str(error), self.state.kimg, "nan")
         self.recorder.metrics(self.state.images_seen, {f"validation/{k}": v for k, v in verdict.figures.items()})
+        if not self.job.stop_on_collapse:
+            return None
+        reason = collapse_reason(line["metrics"] for line in read_metrics(self.folder))
+        return Collapsed(reason, self.state.kimg) if reason is not None else None
+
+    def _end_together(self, ending: Ending | None) -> None:
+        if self.job.prepared.protocol != "none":
+            end_together(ending, self.ranks, self.device, self.state.kimg)
 
     def _save(self) -> None:
         self.saved_at = self.state.images_seen

@@ -154,7 +154,7 @@ def _plan(
     )
     narrowed = dict(pair("--range", text, "NAME=low:high or NAME=a,b,c") for text in ranges)
     try:
-        space = load_space(experiment.system).choose(parameters, narrowed)
+        space = load_space(experiment.system).choose(parameters, narrowed, experiment.model_dump(mode="json"))
     except SpaceError as error:
         raise RequestError(str(error)) from error
     wanted = [text.partition(":") for text in objectives] or [(f"validation/fid/{choose_protocol(experiment)}", "", "")]

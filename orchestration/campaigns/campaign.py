@@ -69,9 +69,10 @@ class Plan:
     def of(cls, header: Mapping[str, Any]) -> "Plan":
         """The plan of a ledger's header. Raises RequestError when this version cannot read it."""
         try:
-            space = Space.model_validate(header["space"])
+            space, base = Space.model_validate(header["space"]), parse_experiment(header["base"])
+            space.require_system(base.system)
             settings = CampaignSettings.model_validate(header["settings"])
-            return cls(parse_experiment(header["base"]), space, settings, header["storage"], header["name"])
+            return cls(base, space, settings, header["storage"], header["name"])
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"the campaign's ledger does not say what this version needs ({error}): resume it with the version of "
@@ -170,6 +171,9 @@ def tune(
 
 def check(plan: Plan, home: Home) -> Report:
     """What the campaign needs and what there is; nothing is done. Raises RequestError for what makes no sense."""
+    from orchestration.campaigns.proposals import check_sampler
+
+    check_sampler(plan.space, plan.settings, paper_point(plan.space, plan.base))
     return preflight(plan.base, plan.space, plan.settings, available_resources(), home)
 
 
@@ -214,6 +218,8 @@ def _run(ledger: Ledger, plan: Plan, folder: Path, home: Home, tracker: Tracker,
             with suppress(RunError):
                 tracker.finish(parent, "FAILED", str(error) or type(error).__name__)
             raise
+        finally:
+            proposer.close()
     book.close()
     campaign = read_campaign(folder)
     if campaign.front:

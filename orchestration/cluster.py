@@ -18,6 +18,7 @@ QUIET_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # processes start side by side
     # Workers stay where the command was given, so that a relative path means the same to all.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ray's uv hook would rebuild the environment on workers; the environment is the one that is running.

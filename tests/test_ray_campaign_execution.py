@@ -9,14 +9,13 @@ import torch
 
 from orchestration.campaigns.execution import SLOT, STORAGE, Given, execute
 from orchestration.campaigns.ledger import Ledger, Segment, SegmentState
-from orchestration.campaigns.segments import CHECKPOINTS
 from orchestration.campaigns.settings import CampaignSettings, Objective
 from orchestration.cluster import ray_cluster
 from orchestration.errors import RequestError, RunError
 from orchestration.tracking import Tracker
 from orchestration.training.recorder import read_metrics
 from orchestration.training.state import checkpoint_folders, newest_checkpoint, open_checkpoint
-from orchestration.training.worker import train_worker
+from orchestration.training.worker import CHECKPOINTS, train_worker
 from search_spaces.space import Parameter, Space, Value
 from tests.campaign_drill import Scripted, ask_to_die, mortal_segment
 from tests.tiny import CPU, tiny_experiment, tiny_job, tiny_trainer

@@ -1,5 +1,6 @@
 """Trials in segments, in this process: bit-equal to one go, from the right checkpoint, and told as they are."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from orchestration.evaluation.judging import Verdict
 from orchestration.stages import file_sha256, quiet
 from orchestration.tracking import Tracker
 from orchestration.training import worker
-from orchestration.training.recorder import read_metrics
+from orchestration.training.loop import Diverged, Trainer
+from orchestration.training.recorder import Recorder, read_metrics
 from orchestration.training.state import checkpoint_folders, newest_checkpoint, open_checkpoint
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, Outcome, read_outcome, train_worker
 from search_spaces.space import Parameter, Space
@@ -150,11 +152,25 @@ class NoTracker:
         return 0
 
 
+def test_the_papers_point_leaves_out_what_does_not_exist_there() -> None:
+    losses = Parameter(
+        field="model.image_losses", kind="choice", values=("none", "both"), paper=None, source="none", stage="gan"
+    )
+    weight = Parameter(
+        field="model.lambda_3", kind="float", low=5.0, high=9.0, paper=None, source="none", stage="gan",
+        when={"losses": ["both"]},
+    )  # fmt: skip
+    space = Space(system="xmcgan", parameters={"losses": losses, "weight": weight}, default=("losses", "weight"))
+    assert paper_point(space, short_run(model__image_losses="none")) == {"losses": "none"}
+    with pytest.raises(RequestError, match="the range of weight"):
+        paper_point(space, short_run(model__image_losses="both"))
+
+
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
     """A campaign of trials of 6 iterations, untracked. Checkpoints are written at each, and one is kept."""
     monkeypatch.setattr(segments, "Tracker", NoTracker)
-    monkeypatch.setattr(segments.gc, "collect", lambda: 0)  # as long as the training, with all of pytest in memory
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # as long as the training, with all of pytest in memory
     base = short_run(training__checkpoint_kimg=STEP, training__keep_checkpoints=1)
     prepared = tiny_job(tmp_path / "job", base, protocol="fixed").prepared
     folder = tmp_path / "campaign"
@@ -212,16 +228,16 @@ def test_a_segment_that_is_run_again_goes_on_and_ends_the_same(given: Given, mon
     """Killed in the middle: what was trained since is kept. Killed after its end: nothing is added."""
     folder, trained = given.trial_folder(0), list[int]()
     first = run(given, segment(0, 0))
-    iteration = worker.Trainer.iteration
+    iteration = Trainer.iteration
 
-    def counted(self: worker.Trainer) -> None:
+    def counted(self: Trainer) -> None:
         if len(trained) == 1:
             trained.append(-1)
             raise KeyboardInterrupt
         trained.append(self.state.images_seen)
         iteration(self)
 
-    monkeypatch.setattr(worker.Trainer, "iteration", counted)
+    monkeypatch.setattr(Trainer, "iteration", counted)
     with pytest.raises(KeyboardInterrupt):
         run(given, segment(0, 1))
     second = run(given, segment(0, 1))
@@ -297,11 +313,11 @@ def test_a_trial_without_the_checkpoint_it_goes_on_from(given: Given) -> None:
 def test_divergence_and_collapse_are_told_with_their_reasons(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(given, segment(0, 0))
 
-    def diverges(self: worker.Trainer) -> None:
-        raise worker.Diverged("the gradient of the generator is nan", 0.1)
+    def diverges(self: Trainer) -> None:
+        raise Diverged("the gradient of the generator is nan", 0.1)
 
     with monkeypatch.context() as patched:
-        patched.setattr(worker.Trainer, "iteration", diverges)
+        patched.setattr(Trainer, "iteration", diverges)
         diverged = run(given, segment(0, 1))
     assert (diverged.state, diverged.reason) == (SegmentState.DIVERGED, "the gradient of the generator is nan")
     assert (diverged.checkpoint, diverged.digest, diverged.figures) == (None, None, first.figures)
@@ -333,6 +349,18 @@ def test_what_goes_wrong_is_a_reason_and_no_exception(given: Given, monkeypatch:
     assert "ZeroDivisionError" in (given.trial_folder(0) / "failure.txt").read_text()
     monkeypatch.setattr(segments, "train_here_or_there", lambda job, at_once: None)
     assert "without an outcome" in run(given, segment(0, 0)).reason
+
+
+def test_the_figures_told_are_those_of_the_last_judging(tmp_path: Path) -> None:
+    """One that was judged earlier only says nothing of the nets as they are."""
+    recorder = Recorder(tmp_path, 0)
+    recorder.metrics(16, {"validation/fid/fixed": 3.0, "validation/accuracy": 0.5})
+    recorder.metrics(32, {"validation/fid/fixed": 2.0})
+    recorder.metrics(32, {"validation/kid/fixed": 0.1, "generator/hinge": 1.0})
+    recorder.metrics(48, {"generator/hinge": 1.0})
+    told = segments.failed(tmp_path, "why")
+    assert (told.kimg, told.figures) == (0.048, {"validation/fid/fixed": 2.0, "validation/kid/fixed": 0.1})
+    assert segments.failed(tmp_path / "none", "why").figures == {}
 
 
 def test_without_mlflow_it_trains_all_the_same(tracked: Given, closed_uri: str, shared_tracker: Tracker) -> None:
@@ -391,19 +419,31 @@ def asked(found: object) -> tuple[int, int]:
 
 
 def test_the_desk_hands_out_as_many_as_may_run_and_ends(given: Given) -> None:
-    at_desk, conductor = desk(given, [segment(t, s) for s in range(2) for t in range(2)])
+    """No more than may run; what could not start is asked for again as soon as something ended."""
+    at_desk, conductor = desk(given, [segment(t, 0) for t in range(3)] + [segment(t, 1) for t in range(2)])
+    assert [asked(at_desk.ask("a")), asked(at_desk.ask("b")), at_desk.ask("c")] == [(0, 0), (1, 0), None]
+    at_desk.ended("b", None)  # its process died
+    assert asked(at_desk.ask("d")) == (1, 0)
+    at_desk.ended("a", answer(0))
+    assert asked(at_desk.ask("e")) == (2, 0)
+    at_desk.ended("e", answer(0))
+    assert asked(at_desk.ask("f")) == (0, 1)
+    at_desk.ended("f", answer(1))
+    assert [at_desk.ask("g"), at_desk.ask("h"), at_desk.finished] == [None, None, False]  # (1, 1) waits for (1, 0)
+    for key in ("d", "d", "unknown"):
+        at_desk.ended(key, answer(0))
+    assert asked(at_desk.ask("i")) == (1, 1)
+    at_desk.ended("i", answer(1))
+    assert at_desk.ask("j") == FINISHED and at_desk.finished and at_desk.error is None
+    words = [word for word, *_ in conductor.told]
+    assert words.count("begun") == 6 and words.count("failed") == 1 and words.count("reached") == 5
+
+
+def test_what_could_not_start_starts_while_others_still_run(given: Given) -> None:
+    at_desk, _ = desk(given, [segment(0, 0), segment(1, 0), segment(0, 1)], at_once=3)
     assert [asked(at_desk.ask("a")), asked(at_desk.ask("b")), at_desk.ask("c")] == [(0, 0), (1, 0), None]
     at_desk.ended("a", answer(0))
     assert asked(at_desk.ask("d")) == (0, 1)
-    at_desk.ended("b", None)  # its process died
-    assert asked(at_desk.ask("e")) == (1, 0)
-    for key, step in (("d", 1), ("e", 0), ("e", 0), ("unknown", 0)):
-        at_desk.ended(key, answer(step))
-    assert asked(at_desk.ask("f")) == (1, 1) and at_desk.ask("g") is None and not at_desk.finished
-    at_desk.ended("f", answer(1))
-    assert at_desk.ask("h") == FINISHED and at_desk.finished and at_desk.error is None
-    words = [word for word, *_ in conductor.told]
-    assert words.count("begun") == 5 and words.count("failed") == 1 and words.count("reached") == 4
 
 
 def test_a_process_that_dies_is_told_with_what_its_folder_knows(given: Given) -> None:

@@ -20,18 +20,21 @@ from orchestration.campaigns.live import LiveTable
 from orchestration.campaigns.needs import available_resources
 from orchestration.campaigns.points import paper_point
 from orchestration.campaigns.preflight import Report, preflight, require_writable
+from orchestration.campaigns.segments import TRIALS
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive
 from orchestration.preparation import Preparation
+from orchestration.prepared import Prepared
+from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, short_hash, write_atomically
 from orchestration.tracking import Tracker
-from orchestration.training.launch import checkpoint_tags, run_tags, train_part
+from orchestration.training.launch import EXPERIMENT_FILE, checkpoint_tags, run_tags, train_part
 from orchestration.training.state import Checkpoint, open_checkpoint
 from search_spaces.space import Space
 
-TRIALS, SUMMARY = "trials", "campaign.json"
+SUMMARY = "campaign.json"
 STATUS = {State.FINISHED: "FINISHED", State.STOPPED: "KILLED"}
 
 
@@ -210,7 +213,7 @@ def _run(ledger: Ledger, plan: Plan, folder: Path, home: Home, tracker: Tracker,
         proposer = Proposer(plan.space, settings, folder, plan.name, plan.storage, first)
         mutable = mutable_parameters(plan.base, plan.space) if settings.scheduler == "population" else frozenset()
         conductor = Conductor(ledger, settings, plan.space, proposer, mutable, book.seen)
-        given = Given(plan.base, plan.space, prepared, folder, parent, tracker.home, tracker.uri)
+        given = Given(plan.base, plan.space, prepared, folder, parent, tracker.home, tracker.uri, plan.name)
         try:
             with LiveTable(folder, settings, progress):
                 execute(conductor, given, settings)
@@ -269,13 +272,32 @@ class Book:
             self.tracker.finish(parent, "FINISHED")
 
     def _tell(self, trial: Trial) -> None:
-        if trial.run_id is None:
+        run_id = trial.run_id or self._begin_trial(trial)
+        if run_id is None:
             return
-        self.tracker.mirror(trial.run_id, self.folder / TRIALS / trial.name)
+        self.tracker.mirror(run_id, self.folder / TRIALS / trial.name)
         if trial.checkpoint is not None:
             checkpoint = open_checkpoint(self.folder / trial.checkpoint)
-            self.tracker.log_tags(trial.run_id, checkpoint_tags(checkpoint))
-        self.tracker.finish(trial.run_id, STATUS.get(trial.state, "FAILED"), trial.reason or None)  # type: ignore[arg-type]
+            self.tracker.log_tags(run_id, checkpoint_tags(checkpoint))
+        self.tracker.finish(run_id, STATUS.get(trial.state, "FAILED"), trial.reason or None)  # type: ignore[arg-type]
+
+    def _begin_trial(self, trial: Trial) -> str | None:
+        """The run of a trial that trained while the server was away; None for one that never trained."""
+        folder, parent = self.folder / TRIALS / trial.name, self.ledger.header.get("run_id")
+        if not (folder / PREPARED).is_file() or parent is None:
+            return None
+        experiment = parse_experiment(json.loads((folder / EXPERIMENT_FILE).read_text()))
+        prepared = Prepared.from_json(json.loads((folder / PREPARED).read_text()))
+        run_id = self.tracker.start_run(
+            experiment.system,
+            trial.name,
+            f"{self.plan.name}-{trial.name}",
+            experiment.model_dump(mode="json"),
+            {**run_tags(experiment, prepared), "t2i.kind": "trial"},
+            parent,
+        )
+        self.ledger.assign_run(trial.number, run_id)
+        return run_id
 
 
 def _plain(trial: Trial) -> dict[str, Any]:

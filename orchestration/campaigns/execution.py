@@ -146,8 +146,8 @@ class Desk:
             if result and REACHED in result:
                 reached = reached_from_json(json.loads(result[REACHED]))
             else:
-                if self.leftovers:
-                    self.leftovers.suspect()
+                if self.leftovers and self._workers(segment) > 1:
+                    self.leftovers.suspect(not any(self._workers(other) > 1 for other in self.out.values()))
                 reached = failed(self.given.trial_folder(segment.trial), "its process died: killed, or out of memory")
             self.conductor.ended(segment, reached)
             self.progress("segments", self.begun - len(self.out), self.begun)

@@ -288,6 +288,11 @@ class Ledger:
                 ),
             )
 
+    def assign_run(self, number: int, run_id: str) -> None:
+        """A trial's run in MLflow became known."""
+        with self._change() as change:
+            change.execute("update trials set run_id = ? where number = ?", (run_id, number))
+
     def end(self, number: int, state: State, reason: str) -> None:
         """A trial that waits ends without another segment."""
         with self._change() as change:

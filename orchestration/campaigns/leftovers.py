@@ -34,8 +34,10 @@ class Leftovers:
         self._next_look = float("inf")
         self._others = self._asked(self._groups, [])
 
-    def suspect(self) -> None:
-        """A process died that may have left a group."""
+    def suspect(self, alone: bool) -> None:
+        """The process of a group died. alone: no other group trains, so that whatever holds cores is left of it."""
+        if alone:
+            self._asked(self._free_all, None)
         self._next_look = min(self._next_look, time.monotonic())
 
     def look(self) -> None:
@@ -50,9 +52,7 @@ class Leftovers:
         until = time.monotonic() + GONE_S
         while self._asked(lambda: self._actors(CONTROLLER), []) and time.monotonic() < until:
             time.sleep(GONE_S / 50)
-        for group in self._asked(self._groups, []):
-            if group not in self._others:
-                self._free(group)
+        self._asked(self._free_all, None)
         self.end_watchers(self.job)
 
     def end_watchers(self, job: str) -> None:
@@ -62,6 +62,11 @@ class Leftovers:
             for watcher in watchers:
                 with suppress(self._ray.exceptions.RayError):
                     _end_process(self._ray, watcher.node_id, watcher.pid)
+
+    def _free_all(self) -> None:
+        for group in self._groups():
+            if group not in self._others:
+                self._free(group)
 
     def _free_empty(self) -> None:
         inhabited = {actor.placement_group_id for actor in self._actors()}

@@ -135,7 +135,7 @@ def test_a_driver_killed_three_times_and_a_server_gone_for_5_seconds_change_noth
     resume = command(home, uri, "--resume", NAME)
     with mlflow_server(home, port):
         reached = 0
-        for death in range(2):
+        for death in range(3):
             process = start(begin(home, uri) if death == 0 else resume)
             reached = max(events(folder), reached) + draw.randint(1, 3)
             assert kill_when(process, folder, reached), "the campaign ended before it was killed"
@@ -146,7 +146,8 @@ def test_a_driver_killed_three_times_and_a_server_gone_for_5_seconds_change_noth
     # The server is gone, and the campaign goes on.
     time.sleep(5)
     with mlflow_server(home, port):
-        assert kill_when(process, folder, events(folder) + 1) or process.wait(TIMEOUT_S) == 0
+        # One whose server is away at its very end has done its work, and says that it must be repeated.
+        assert process.wait(TIMEOUT_S) in (0, 1)
         subprocess.run(resume, check=True, timeout=TIMEOUT_S)
         assert told(folder) == told(calm / "campaigns" / NAME)
 

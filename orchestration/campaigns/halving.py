@@ -73,8 +73,4 @@ def _rung(segment: Segment, settings: CampaignSettings) -> int:
 
 
 def _loss(segment: Segment, settings: CampaignSettings) -> float:
-    objective = settings.objectives[0]
-    figure = segment.figures.get(objective.figure, math.nan)
-    if segment.state is not SegmentState.REACHED or not math.isfinite(figure):
-        return math.inf
-    return -figure if objective.direction == "maximize" else figure
+    return settings.objectives[0].loss(segment.figures) if segment.state is SegmentState.REACHED else math.inf

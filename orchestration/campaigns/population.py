@@ -34,8 +34,8 @@ def exploit(
     generation and the copying trial's number alone. One without a finite figure is among the worst, and copies
     whatever the share; it is never copied.
     """
-    ranked = sorted(trials, key=lambda trial: (_loss(trial, objective), trial.number))
-    sound = [trial for trial in ranked if math.isfinite(_loss(trial, objective))]
+    ranked = sorted(trials, key=lambda trial: (objective.loss(trial.figures), trial.number))
+    sound = [trial for trial in ranked if math.isfinite(objective.loss(trial.figures))]
     share = min(max(1, math.floor(settings.quantile * len(ranked) + 1e-9)), len(ranked) // 2)
     best = sound[:share]
     worst = ranked[len(ranked) - max(share, len(ranked) - len(sound)) :]
@@ -145,10 +145,3 @@ def _stepped(known: Parameter, value: Value, up: bool) -> Value:
         changed = whole if whole != value else value + (1 if up else -1)
     cut = min(max(changed, known.low), known.high)
     return round(cut) if known.kind == "int" else float(cut)
-
-
-def _loss(trial: Trial, objective: Objective) -> float:
-    figure = trial.figures.get(objective.figure, math.nan)
-    if not math.isfinite(figure):
-        return math.inf
-    return -figure if objective.direction == "maximize" else figure

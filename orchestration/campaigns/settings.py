@@ -1,5 +1,7 @@
 """How a campaign searches: what it is told once and never changes."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -14,6 +16,13 @@ class Objective(Settings):
 
     figure: str = Field(min_length=1, description="as a run records it, such as validation/fid/scenes-net")
     direction: Literal["minimize", "maximize"] = "minimize"
+
+    def loss(self, figures: Mapping[str, float]) -> float:
+        """The figure as something to be made small; infinite where it is missing or not finite."""
+        figure = figures.get(self.figure, math.nan)
+        if not math.isfinite(figure):
+            return math.inf
+        return -figure if self.direction == "maximize" else figure
 
 
 class CampaignSettings(Settings):

@@ -1,5 +1,6 @@
 """Segments carried out by Ray Tune on one real cluster: groups come and go, processes die, nothing is left."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.ray_cluster
 CHANGES: dict[str, object] = {"model__image_losses": "discriminator"}  # no pretrained weights
 STEP = tiny_trainer(tiny_experiment("xmcgan", **CHANGES)).images_per_iteration / 1000
 RUNG = 12 * STEP
+PATIENCE_S = 15.0
 SPACE = Space(
     system="xmcgan",
     parameters={
@@ -74,7 +76,15 @@ def segment(trial: int, step: int, tau: float = 0.1, workers: int = 1, donor: in
 
 
 def left_on(ray: Any) -> dict[str, list[str]]:
-    """What lives on the cluster though nothing runs. Ray keeps one coordinator for all that ever trains on it."""
+    """What lives on the cluster though nothing runs. What is free is known there a little later than what has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (left := _left_on(ray)) != NOTHING and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
+def _left_on(ray: Any) -> dict[str, list[str]]:
+    # Ray keeps one coordinator for all that ever trains on a cluster.
     from ray.util.state import list_actors, list_placement_groups
 
     address = ray.get_runtime_context().gcs_address

@@ -1,4 +1,4 @@
-"""A campaign whose driver is killed again and again, and whose MLflow server goes away, against a calm twin."""
+"""A campaign whose driver and whose cluster are killed, and whose MLflow server goes away, against a calm twin."""
 
 import os
 import random
@@ -69,19 +69,43 @@ def events(folder: Path) -> int:
 
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, start_new_session=True)
+    # A driver waits so long for a cluster that is gone: Ray's own minute would be the whole test's.
+    waiting = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    return subprocess.Popen(words, start_new_session=True, env={**os.environ, **waiting})
 
 
-def kill_when(process: subprocess.Popen[bytes], folder: Path, wanted: int) -> bool:
-    """SIGKILL of the driver, and of all in its group, once the campaign is so far. False if it had ended before."""
+def kill_when(process: subprocess.Popen[bytes], folder: Path, wanted: int, cluster: bool = False) -> bool:
+    """SIGKILL of the driver, and of all in its group, once the campaign is so far. False if it had ended before.
+
+    cluster: of all that the driver started, Ray's own processes too, and not of the driver, which then must end.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         if events(folder) >= wanted:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if not cluster:
+                os.killpg(process.pid, signal.SIGKILL)
+            for victim in below(process.pid) if cluster else []:
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            assert process.wait(TIMEOUT_S) != 0
             return True
         time.sleep(0.02)
     return False
+
+
+def below(parent: int) -> list[int]:
+    """Every process that this one started, and those that they started."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            after_its_name = status.read_text().rpartition(")")[2].split()
+            children.setdefault(int(after_its_name[1]), []).append(int(status.parent.name))
+    found, waiting = [], [parent]
+    while waiting:
+        own = children.get(waiting.pop(), [])
+        found += own
+        waiting += own
+    return found
 
 
 def free_port() -> int:
@@ -123,7 +147,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_a_driver_killed_three_times_and_a_server_gone_for_5_seconds_change_nothing(calm: Path, tmp_path: Path) -> None:
+def test_a_driver_killed_three_times_a_cluster_killed_and_a_server_gone_for_5_seconds_change_nothing(
+    calm: Path, tmp_path: Path
+) -> None:
     import shutil
 
     # The stages are the twin's: they are not what is disturbed here.
@@ -139,6 +165,8 @@ def test_a_driver_killed_three_times_and_a_server_gone_for_5_seconds_change_noth
             process = start(begin(home, uri) if death == 0 else resume)
             reached = max(events(folder), reached) + draw.randint(1, 3)
             assert kill_when(process, folder, reached), "the campaign ended before it was killed"
+        reached = max(events(folder), reached) + 1
+        assert kill_when(start(resume), folder, reached, cluster=True), "the campaign ended before its cluster did"
         process = start(resume)
         deadline, before = time.monotonic() + TIMEOUT_S, events(folder)
         while events(folder) <= before and time.monotonic() < deadline:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from orchestration.data.sampler import derive_seed, mix
 from orchestration.evaluation.estimates import QUANTILE_95, Estimate
@@ -52,14 +51,22 @@ def kernel_distances(
         else:
             picked = zip(whole, (one, one, two), (one, two, two), strict=True)
             kernels = [kernel[torch.from_numpy(rows)][:, torch.from_numpy(columns)] for kernel, rows, columns in picked]
-        values.append(maximum_mean_discrepancy(*kernels).item())
+        values.append(_squared_mmd(*kernels))
     return np.array(values)
+
+
+def _squared_mmd(within_real: Tensor, between: Tensor, within_drawn: Tensor) -> float:
+    """The unbiased estimate from kernels (M,M), (M,M'), (M',M'): a sample's kernel with itself takes no part."""
+    apart = [
+        (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in (within_real, within_drawn)
+    ]
+    return float(apart[0] + apart[1] - 2 * between.mean())
 
 
 def _kernels(one: NDArray[np.floating], two: NDArray[np.floating], degree: int, coef: float) -> list[Tensor]:
     """Of all pairs of one and one, one and two, two and two."""
     x, y = (torch.from_numpy(rows.astype(np.float64)) for rows in (one, two))
-    return [poly_kernel(a, b, degree=degree, coef=coef) for a, b in ((x, x), (x, y), (y, y))]
+    return [(a @ b.t() / a.shape[1] + coef) ** degree for a, b in ((x, x), (x, y), (y, y))]
 
 
 def draw_subset(places: NDArray[np.int64], size: int, seed: int) -> Subset:

@@ -4,10 +4,10 @@ Training, evaluation, serving and the report know this module and nothing of any
 writing one class that satisfies `System` and one line in `models.registry`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.parallel import Ranks
+
+if TYPE_CHECKING:
+    from models.detectors.contract import Detections
+    from models.encoders.regions import RegionSettings
 
 Nets = Mapping[str, nn.Module]
 
@@ -56,12 +60,46 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Objects:
+    """The annotated things of B pictures, as they are shown.
+
+    boxes: (B,N,4), x0, y0, x1, y1 in [0, 1] of the picture; classes: (B,N) int64; counts: (B,) int64, so many are
+    there, the rest is zero.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The salient boxes that a detector found in B pictures, the highest score first.
+
+    boxes: (B,R,4), x0, y0, x1, y1 in [0, 1] of the picture; features: (B,R,F); scores: (B,R) in [0, 1]; counts: (B,)
+    int64, 0 to R, so many are there, the rest is zero.
+    """
+
+    boxes: Tensor
+    features: Tensor
+    scores: Tensor
+    counts: Tensor
+
+    def padding(self) -> Tensor:
+        """(B,R) bool, True where there is no box."""
+        places = torch.arange(self.boxes.shape[1], device=self.boxes.device)
+        return places[None, :] >= self.counts[:, None]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a data set can carry; what it lacks is None.
 
     image_ids: (B,) int64; images: (B,3,H,W) in [-1, 1], or normalised as the system's transform says; text and tokens:
     of one caption an image, the same one; class_ids: (B,) int64, what images of one class share: the published class,
-    or where there is none the image's own id (other captions of an image are no wrong ones).
+    or where there is none the image's own id (other captions of an image are no wrong ones); objects: annotated things,
+    cut and mirrored as the images are; regions: what the detector found in the uncut centre of the images, whatever cut
+    of them is shown.
     """
 
     image_ids: Tensor
@@ -69,6 +107,8 @@ class Batch:
     text: TextFeatures | None = None
     tokens: Tokens | None = None
     class_ids: Tensor | None = None
+    objects: Objects | None = None
+    regions: Regions | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -79,7 +119,7 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor[rows])
 
 
-DataT = TypeVar("DataT", Batch, TextFeatures, Tokens)
+DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions)
 
 
 def _map_tensors(data: DataT, function: Callable[[Tensor], Tensor]) -> DataT:
@@ -177,11 +217,13 @@ class Given:
     """What earlier stages made, for `build`.
 
     vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
-    NET.safetensors for each net that the stage trained.
+    NET.safetensors for each net that the stage trained; regions: how salient boxes are found, for those who look for
+    them.
     """
 
     vocabulary_size: int = 0
     folders: Mapping[str, Path] = field(default_factory=dict)
+    regions: "RegionSettings | None" = None
 
     def load(self, net: nn.Module, stage: str, name: str) -> nn.Module:
         """`net` with the stage's weights, frozen, in evaluation mode. On "meta" it stays empty. Raises StageMissing."""
@@ -213,10 +255,13 @@ class Trainable(Protocol[ConfigT]):
     """What the data must carry: "images", "captions"."""
     transform: str
     """How the paper made its pictures ready, e.g. "xmcgan": a name in `orchestration.data.transforms`."""
-    stages: tuple[str, ...]
-    """Names of the parts that must be trained before it, in order: keys of `Experiment.stages`."""
     reads: frozenset[str]
-    """How it reads captions: "features" (`Batch.text`), "tokens" (`Batch.tokens`), or both."""
+    """What of the data it reads beside images: "features" (`Batch.text`), "tokens" (`Batch.tokens`), "objects",
+    "regions"."""
+
+    def stages(self, config: ConfigT) -> Mapping[str, str]:
+        """The parts that it is built from, in order: a key of `Experiment.stages`, and which part must be there."""
+        ...
 
     def build(self, config: ConfigT, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Every net by name, trained and frozen; works under `torch.device("meta")`. Raises StageMissing."""
@@ -240,6 +285,56 @@ class Trainable(Protocol[ConfigT]):
 
     def resolution(self, config: ConfigT) -> int:
         """Side of the square pictures, in pixels."""
+        ...
+
+
+class RegionStore(Protocol):
+    """The salient boxes of every picture of a split, see `Regions`."""
+
+    def take(self, items: Tensor, places: Tensor) -> Tensor:
+        """(M,F) float32: the features of box `places[m]` of picture `items[m]`, places in the split; both (M,)."""
+        ...
+
+
+class Gathered(Protocol[ConfigT]):
+    """A part with nothing to learn: one pass over every caption of the training pictures, such as CPGAN's memory.
+
+    Each worker looks at some pictures with all their captions; what they saw is gathered in the pictures' order.
+    """
+
+    name: str
+    title: str
+    Config: type[ConfigT]
+    needs: frozenset[str]
+    transform: str
+    reads: frozenset[str]
+
+    def stages(self, config: ConfigT) -> Mapping[str, str]:
+        """As `Trainable.stages`."""
+        ...
+
+    def resolution(self, config: ConfigT) -> int:
+        """As `Trainable.resolution`."""
+        ...
+
+    def longest(self, config: ConfigT) -> int:
+        """Words of a caption that it reads."""
+        ...
+
+    def build(self, config: ConfigT, given: Given = NOTHING) -> dict[str, nn.Module]:
+        """The frozen nets that it looks with."""
+        ...
+
+    def look(self, nets: Nets, config: ConfigT, batch: Batch, items: Tensor) -> dict[str, Tensor]:
+        """What B captions say of their pictures; items: (B,) int64, each picture's place in the split. Rows in any
+        number, the same in every array; a caption's do not depend on the others."""
+        ...
+
+    def gather(
+        self, config: ConfigT, words: int, seen: Iterable[Mapping[str, Tensor]], regions: RegionStore
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Tensors to keep, by name, and figures, from what was seen, some pictures at a time in their order; words:
+        size of the vocabulary."""
         ...
 
 
@@ -268,8 +363,17 @@ class Matcher(Protocol):
 class Captioner(Protocol):
     """A part that describes pictures: judged by whether it names what they show."""
 
-    def describe(self, nets: Nets, images: Tensor) -> Tensor:
-        """(B,3,H,W) to word indices (B,T) int64, 0 after the description."""
+    def describe(self, nets: Nets, batch: Batch) -> Tensor:
+        """B pictures, or their regions, to word indices (B,T) int64, 0 after the description."""
+        ...
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """A part that finds objects: judged by whether it finds those that were annotated."""
+
+    def find(self, nets: Nets, images: Tensor) -> "list[Detections]":
+        """Pictures (B,3,H,W), as training shows them, to what was found in each."""
         ...
 
 

@@ -3,15 +3,24 @@
 from importlib import import_module
 from typing import Any
 
-from models.contract import System, Trainable
+from models.contract import Gathered, System, Trainable
 
 _SYSTEMS = {
     "attngan": "models.attngan.system:AttnGAN",
+    "cpgan": "models.cpgan.system:CPGAN",
     "mirrorgan": "models.mirrorgan.system:MirrorGAN",
     "xmcgan": "models.xmcgan:XMCGAN",
 }
 # Trained before a GAN that needs them; by themselves they draw nothing.
-_PARTS = {"damsm": "models.attngan.damsm:DAMSM", "stream": "models.mirrorgan.captioner:STREAM"}
+_PARTS = {
+    "attention_captioner": "models.cpgan.captioner:AttentionCaptioner",
+    "cpgan_damsm": "models.cpgan.damsm:CPGANDAMSM",
+    "damsm": "models.attngan.damsm:DAMSM",
+    "grid_detector": "models.detectors.grid:GridDetectorPart",
+    "stream": "models.mirrorgan.captioner:STREAM",
+}
+# Gathered from the training data in one pass, with nothing to learn.
+_GATHERED = {"memory": "models.cpgan.memory:Memory"}
 
 
 def system_names() -> list[str]:
@@ -34,6 +43,22 @@ def get_trainable(name: str) -> Trainable[Any]:
     """The system or part called `name`; KeyError when there is none."""
     trainable: Trainable[Any] = _load((_SYSTEMS | _PARTS)[name])
     return trainable
+
+
+def gathered_names() -> list[str]:
+    """Every part that is gathered in one pass over the data."""
+    return sorted(_GATHERED)
+
+
+def get_gathered(name: str) -> Gathered[Any]:
+    """The gathered part called `name`; KeyError when there is none."""
+    gathered: Gathered[Any] = _load(_GATHERED[name])
+    return gathered
+
+
+def get_part(name: str) -> Trainable[Any] | Gathered[Any]:
+    """The system, trained part or gathered part called `name`; KeyError when there is none."""
+    return get_gathered(name) if name in _GATHERED else get_trainable(name)
 
 
 def _load(place: str) -> Any:

@@ -2,14 +2,15 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 from models.contract import Settings, System, Trainable
+from models.encoders.regions import DETECTOR, RegionSettings
 from models.encoders.text import TextEncoderSettings
-from models.registry import get_system, get_trainable, part_names, system_names
+from models.registry import gathered_names, get_part, get_system, get_trainable, part_names, system_names
 from orchestration.errors import RequestError
 from orchestration.stages import short_hash
 
@@ -113,7 +114,7 @@ class _Trained(Settings):
     @field_validator("system")
     @classmethod
     def _known_system(cls, name: str) -> str:
-        known = [*system_names(), *part_names()]
+        known = [*system_names(), *part_names(), *gathered_names()]
         if name not in known:
             raise ValueError(f"no system {name!r}; there are {', '.join(known)}")
         return name
@@ -123,26 +124,37 @@ class _Trained(Settings):
     def _model_of_the_system(cls, value: Any, info: ValidationInfo) -> Any:
         if "system" not in info.data:
             return value
-        config = get_trainable(info.data["system"]).Config
+        config = get_part(info.data["system"]).Config
         return value if isinstance(value, config) else config.model_validate(value)
 
 
 class StageSettings(_Trained):
-    """A part that is trained before the system that needs it."""
+    """A part that is trained, or gathered from the data, before the system that needs it."""
 
-    training: TrainingSettings
+    training: TrainingSettings | None = None
+
+    @model_validator(mode="after")
+    def _trained_or_gathered(self) -> "StageSettings":
+        gathered = self.system in gathered_names()
+        if gathered and self.training is not None:
+            raise ValueError(f"{self.system} has nothing to learn: leave its training out")
+        if not gathered and self.training is None:
+            raise ValueError(f"{self.system} is trained: say how under training")
+        return self
 
 
 class Experiment(_Trained):
     """Everything a run depends on. `model` is the system's own settings class.
 
-    stages: the parts that are trained before it, in order; each may use those before.
+    stages: the parts that are made before it, in order; each may use those before. regions: how salient boxes are
+    found, for systems that look for them.
     """
 
     recipe: str
     data: DataSettings = DataSettings()
     text: TextEncoderSettings = TextEncoderSettings()
     words: WordSettings = WordSettings()
+    regions: RegionSettings | None = None
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -156,10 +168,41 @@ class Experiment(_Trained):
                 f"training.batch_size {training.batch_size} cannot be divided among {workers} workers x "
                 f"{training.micro_batches} micro-batches: make it a multiple of {workers * training.micro_batches}"
             )
-        needed = get_trainable(self.system).stages
-        if missing := [name for name in needed if name not in self.stages]:
-            raise ValueError(f"{self.system} needs the trained stage {missing[0]!r}: give it under stages")
+        if self.system in gathered_names():
+            raise ValueError(f"{self.system} is a part that is gathered, no system: give it under stages")
+        self._closure(self.system, self.model)
         return self
+
+    def _direct(self, system: str, model: Settings) -> Mapping[str, str]:
+        """Stages that a system or part is built from, each with its part; a published detector needs none."""
+        named = get_part(system).stages(model)
+        if DETECTOR not in named:
+            return named
+        if self.regions is None:
+            raise ValueError(f"{system} looks for salient boxes: say how under regions")
+        return {name: part for name, part in named.items() if name != DETECTOR or self.regions.detector is None}
+
+    def _closure(self, system: str, model: Settings) -> dict[str, StageSettings]:
+        """All that comes before, in order. Raises ValueError for what is not given."""
+        found: dict[str, StageSettings] = {}
+        for name, wanted in self._direct(system, model).items():
+            if name not in self.stages:
+                raise ValueError(f"{system} needs the trained stage {name!r}: give it under stages")
+            part = self.stages[name]
+            if part.system != wanted:
+                raise ValueError(f"stages.{name}.system is {part.system!r}, and {system} is built from {wanted!r}")
+            found |= self._closure(part.system, part.model) | {name: part}
+        return found
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of the stages that it is built from itself, in order; those need others of `stages` in turn."""
+        return tuple(self._direct(self.system, self.model))
+
+    @property
+    def uses_regions(self) -> bool:
+        """Whether salient boxes play a part in it, or in any part before it."""
+        return _looks(self.system, self.model, self._closure(self.system, self.model))
 
     @property
     def trainable(self) -> Trainable[Any]:
@@ -172,27 +215,29 @@ class Experiment(_Trained):
 
     def stage(self, name: str) -> "Experiment":
         """The training of one of its parts, as an experiment of its own: the same for all that share the part."""
-        part = self.stages[name]
-        needed = get_trainable(part.system).stages
+        part, stages = self.stages[name], self._closure(self.stages[name].system, self.stages[name].model)
         return self.model_copy(
             update={
                 "recipe": name,
                 "system": part.system,
                 "model": part.model,
-                "training": part.training,
-                "stages": {earlier: self.stages[earlier] for earlier in needed},
+                "training": part.training or self.training,
+                "regions": self.regions if _looks(part.system, part.model, stages) else None,
+                "stages": stages,
             }
         )
 
     @property
     def identity(self) -> str:
         """16 hex digits of everything that changes the mathematics: all but `recipe` and `resources`."""
-        return short_hash(self.model_dump(mode="json", exclude={"recipe", "resources"}))
+        unused = set() if self.regions else {"regions"}
+        return short_hash(self.model_dump(mode="json", exclude={"recipe", "resources", *unused}))
 
     @property
     def reads_as(self) -> str:
         """16 hex digits of all that is made ready before its own training: data, captions, and trained parts."""
-        return short_hash(self.model_dump(mode="json", include={"system", "data", "text", "words", "stages"}))
+        used = {"regions"} if self.regions else set()
+        return short_hash(self.model_dump(mode="json", include={"system", "data", "text", "words", "stages", *used}))
 
     @property
     def run_name(self) -> str:
@@ -206,6 +251,12 @@ class Experiment(_Trained):
             target, container = _container(self, values, path)
             target[container] = value
         return parse_experiment(values)
+
+
+def _looks(system: str, model: Settings, before: Mapping[str, StageSettings]) -> bool:
+    """Whether a system or part, or a part before it, looks for salient boxes."""
+    pairs = [(system, model), *((part.system, part.model) for part in before.values())]
+    return any(DETECTOR in get_part(name).stages(settings) for name, settings in pairs)
 
 
 LONGEST_SHOWN = 100

@@ -3,19 +3,20 @@
 All are stages: computed once, under a key of all that they depend on, and shared by every run and trial.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from models.contract import Matcher
+from models.contract import Gathered, Given, Matcher, Trainable
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
+from models.encoders.regions import DETECTOR
 from models.encoders.text import TextEncoder
 from models.encoders.trunk import ImageTrunkSettings, find_trunk_weights
-from models.registry import get_trainable
+from models.registry import gathered_names, get_gathered, get_part
 from orchestration.config import Experiment
 from orchestration.data.features import (
     INDEX_VERSION,
@@ -25,25 +26,26 @@ from orchestration.data.features import (
     write_caption_index,
 )
 from orchestration.data.features import VERSION as FEATURES_VERSION
+from orchestration.data.objects import objects_stage
 from orchestration.data.records import Dataset
 from orchestration.data.shard_form import Codec
 from orchestration.data.shards import ShardOptions, open_shards, write_shards
 from orchestration.data.sources import FORMATS, PREPARED, SCENES, open_source, parse_source, source_folder
 from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary, read_word_list, vocabulary_stage, word_list_stage
-from orchestration.data.word_encoder import VOCABULARY, WordEncoder, describe_part, open_word_encoder
-from orchestration.errors import RequestError, RunError
+from orchestration.data.word_encoder import VOCABULARY, open_word_encoder, reopening
+from orchestration.errors import RequestError
 from orchestration.home import Home
 from orchestration.prepared import Prepared, PreparedSplit, TokenSource
+from orchestration.region_source import RegionSource
+from orchestration.region_stages import RegionStages
 from orchestration.stages import Progress, Stage, ensure, quiet
 from orchestration.training.state import Provenance
 
-PICTURES_VERSION, PART_VERSION = 2, 1
+PICTURES_VERSION = 2
 # Up to so many bytes, reading raw pixels is worth more than a smaller folder.
 RAW_UP_TO = 2 * 2**30
 PART_PROTOCOL, PART_FIGURES = "part", "figures.json"
-# What a training records and when does not change what it learns.
-RECORDS = {"log_kimg", "picture_kimg", "checkpoint_kimg", "keep_checkpoints"}
 
 
 TrainPart = Callable[[Experiment, Prepared, Path, Progress], Path]
@@ -67,7 +69,12 @@ class Preparation:
     ) -> None:
         self.experiment, self.home, self.progress = experiment, home, progress
         self._train_part, self._encoder = train_part, encoder
-        self._opened: dict[str, Dataset] = {}  # shared with the preparations of the parts
+        self.subject: Trainable[Any] | Gathered[Any] = get_part(experiment.system)
+        # Shared with the preparations of the parts.
+        self._opened: dict[tuple[str, frozenset[str]], Dataset] = {}
+        self._below: dict[str, Preparation] = {}
+        self._source = RegionSource(experiment.regions) if experiment.regions and experiment.uses_regions else None
+        self.recipe, self._field = experiment.recipe, "model"
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -90,14 +97,24 @@ class Preparation:
         except WeightsMissing as error:
             raise RequestError(f"text.name: {error}") from error
 
+    @cached_property
+    def regions(self) -> RegionStages | None:
+        """What salient boxes are to it; None where they play no part in it, nor in any part before it."""
+        return RegionStages(self, self._source) if self._source else None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The parts that it is built from itself, in order. Who reads a person's own regions needs no detector."""
+        own = self.regions is not None and self.regions.own
+        return tuple(name for name in self.experiment.needed if not (own and name == DETECTOR))
+
     @property
     def text_part(self) -> str | None:
         """The trained part that encodes captions; None where a pretrained encoder does."""
-        stages = self.experiment.trainable.stages
-        return next((name for name in stages if isinstance(self._part(name), Matcher)), None)
+        return next((name for name in self.needed if isinstance(self._part(name), Matcher)), None)
 
     def _part(self, name: str) -> Any:
-        return get_trainable(self.experiment.stages[name].system)
+        return get_part(self.experiment.stages[name].system)
 
     def everything(self) -> Prepared:
         """What training and its validation read. What is missing is said before the long work. Raises RequestError."""
@@ -105,8 +122,11 @@ class Preparation:
         train, validation = self.dataset(data.train_split), self.dataset(data.validation_split)
         protocol = choose_protocol(self.experiment)
         require_weights(self.experiment)
+        self.check()
         text_digest = self.encoder.digest if "features" in trainable.reads else "none"
         vocabulary = self.vocabulary
+        if self.regions is not None:
+            self.regions.check_detector([train, validation])
         return Prepared(
             self.split(train),
             self.split(validation),
@@ -116,7 +136,39 @@ class Preparation:
             len(vocabulary) if vocabulary else 0,
             tuple((name, str(folder)) for name, folder in self.parts.items()),
             str(self.parts[self.text_part]) if self.text_part else None,
+            self._source.settings.model_dump(mode="json") if self._source else None,
         )
+
+    def check(self) -> None:
+        """Refuse what can be known before any work, for every part that comes before too. Raises RequestError."""
+        for name in self.needed:
+            self.below(name).check()
+        datasets = [self.dataset(split) for split in self._splits]
+        if self.regions is not None:
+            self.regions.check(self._field, datasets)
+        most = getattr(self.experiment.model, "classes", None)
+        if "objects" in self.subject.reads and most is not None and len(self.classes) > most:
+            raise RequestError(
+                f"{self._field}.classes is {most}, and the things of {self.experiment.data.source} are of "
+                f"{len(self.classes)}: add --set {self._field}.classes={len(self.classes)}"
+            )
+
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        """Whose pictures are read: what is gathered is not judged."""
+        data = self.experiment.data
+        gathered = self.experiment.system in gathered_names()
+        return (data.train_split,) if gathered else tuple(dict.fromkeys((data.train_split, data.validation_split)))
+
+    @property
+    def given(self) -> Given:
+        """What its nets are built from; parts that are missing are made now."""
+        return replace(self.built_on, vocabulary_size=len(self.vocabulary) if self.vocabulary else 0)
+
+    @property
+    def built_on(self) -> Given:
+        """The same, but for the vocabulary."""
+        return Given(folders=self.parts, regions=self._source.settings if self._source else None)
 
     def judge(self, protocol: str) -> str | None:
         """The folder of the trained judge, for the protocol that needs one."""
@@ -128,21 +180,23 @@ class Preparation:
 
     def dataset(self, split: str) -> Dataset:
         """One split: its images that have everything the system needs. Raises RequestError."""
-        if split not in self._opened:
-            self._opened[split] = open_source(
+        needs, whole = _needs(self.experiment), (split, frozenset[str]())
+        if whole not in self._opened:
+            self._opened[whole] = open_source(
                 self.experiment.data.source,
                 split,
                 self.home.root,
                 lambda done, total: self.progress("drawing scenes", done, total),
             )
-        require(self.experiment, self._opened[split])
-        return self._opened[split].having(self.experiment.trainable.needs)
+        if (split, needs) not in self._opened:
+            require(self.experiment, self._opened[whole])
+            self._opened[split, needs] = self._opened[whole].having(needs)
+        return self._opened[split, needs]
 
     @property
     def uses_words(self) -> bool:
         """Whether anything here reads captions by a vocabulary."""
-        trainables = [self.experiment.trainable, *(self._part(name) for name in self.experiment.trainable.stages)]
-        return any("tokens" in trainable.reads for trainable in trainables)
+        return any("tokens" in part.reads for part in (self.subject, *map(self._part, self.needed)))
 
     @cached_property
     def vocabulary_stage(self) -> Stage | None:
@@ -164,7 +218,7 @@ class Preparation:
     def vocabulary_file(self) -> Path | None:
         """Where the vocabulary is, None where there is none."""
         stage = self.vocabulary_stage
-        return self._ensure(stage) / VOCABULARY if stage else None
+        return self.ensure(stage) / VOCABULARY if stage else None
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
@@ -173,56 +227,31 @@ class Preparation:
 
     @cached_property
     def parts(self) -> dict[str, Path]:
-        """The folders of the trained parts, in order; those that are missing are trained now."""
-        return {name: self.part(name) for name in self.experiment.trainable.stages}
+        """The folders of the parts, in order; those that are missing are made now."""
+        return {name: self.part(name) for name in self.needed}
 
     def part(self, name: str) -> Path:
-        """The folder of one trained part: NET.safetensors, figures.json, and what reads captions with it."""
-        return self._ensure(self.part_stage(name))
+        """The folder of one part: NET.safetensors, or what was gathered, figures.json, and what reads captions."""
+        return self.ensure(self.part_stage(name))
 
-    def _ensure(self, stage: Stage) -> Path:
+    def ensure(self, stage: Stage) -> Path:
+        """The folder of a stage, computed now where it is missing."""
         return ensure(stage, self.home.stages, self.progress)
 
-    def _below(self, name: str) -> "Preparation":
+    def below(self, name: str) -> "Preparation":
         """The preparation of one part, which reads the same data."""
-        below = Preparation(self.experiment.stage(name), self.home, self.progress, self._train_part)
-        below._opened = self._opened
-        return below
+        if name not in self._below:
+            below = Preparation(self.experiment.stage(name), self.home, self.progress, self._train_part)
+            below._opened, below._below, below.recipe = self._opened, self._below, self.recipe
+            below._source, below._field = below._source and self._source, f"stages.{name}.model"
+            self._below[name] = below
+        return self._below[name]
 
     def part_stage(self, name: str) -> Stage:
-        """The stage that trains a part."""
-        below = self._below(name)
-        experiment = below.experiment
-        data = experiment.data
-        settings: dict[str, Any] = {
-            "system": experiment.system,
-            "model": experiment.model.model_dump(mode="json"),
-            "training": experiment.training.model_dump(mode="json", exclude=RECORDS),
-            "words": experiment.words.model_dump(mode="json", exclude={"file", "min_count"}),
-            "transform": data.transform,
-            "flip": data.flip,
-        }
-        inputs = {
-            "train": below.dataset(data.train_split).digest,
-            "vocabulary": below.vocabulary_stage.key if below.vocabulary_stage else "none",
-            **{earlier: below.part_stage(earlier).key for earlier in experiment.trainable.stages},
-        }
+        """The stage that trains or gathers a part."""
+        from orchestration.part_stages import part_stage
 
-        def run(folder: Path, progress: Progress) -> None:
-            if self._train_part is None:
-                raise RunError(f"the stage {name} is not trained yet: run t2i train {self.experiment.recipe} first")
-            prepared = below.everything()
-            checkpoint = self._train_part(experiment, prepared, self.home.runs / f"{name}-{stage.key}", progress)
-            averaged = experiment.trainable.averages(experiment.model)
-            for net in experiment.trainable.optimizers(experiment.model):
-                source = f"average_{net}" if net in averaged else net
-                shutil.copyfile(checkpoint / f"{source}.safetensors", folder / f"{net}.safetensors")
-            if below.vocabulary is not None:
-                describe_part(folder, experiment.system, settings["model"], below.vocabulary, experiment.words.longest)
-            shutil.copyfile(checkpoint.parent.parent / PART_FIGURES, folder / PART_FIGURES)
-
-        stage = Stage(name, PART_VERSION, settings, inputs, run)
-        return stage
+        return part_stage(name, self.below(name), self._train_part)
 
     def split(self, dataset: Dataset, reads: frozenset[str] | None = None) -> PreparedSplit:
         """Pixels and captions of a split, as the system reads them in training, unless told how."""
@@ -231,10 +260,11 @@ class Preparation:
             from orchestration.evaluation.scenes_net import labels_stage
 
             labels = str(ensure(labels_stage(dataset), self.home.stages, self.progress))
-        reads, tokens = self.experiment.trainable.reads if reads is None else reads, None
+        reads, tokens = self.subject.reads if reads is None else reads, None
         if "tokens" in reads:
-            words = self.experiment.words
-            tokens = TokenSource(str(self.vocabulary_file), words.longest, words.shortening)
+            words, system = self.experiment.words, self.experiment.system
+            gathered = get_gathered(system).longest(self.experiment.model) if system in gathered_names() else None
+            tokens = TokenSource(str(self.vocabulary_file), gathered or words.longest, words.shortening)
         return PreparedSplit(
             str(self.pictures(dataset)),
             str(dataset.root),
@@ -242,13 +272,32 @@ class Preparation:
             str(self.features(dataset)) if "features" in reads else None,
             tokens,
             labels,
+            str(self.ensure(self.objects_stage(dataset))) if "objects" in reads else None,
+            str(self.regions.folder(dataset)) if self.regions and "regions" in reads else None,
         )
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the training pictures' things, in order; crowds have none."""
+        records = self.dataset(self.experiment.data.train_split).records
+        things = (thing for record in records for thing in record.instances or () if not thing.crowd)
+        return tuple(sorted({thing.category for thing in things}))
+
+    def objects_stage(self, dataset: Dataset) -> Stage:
+        """The stage that has where the annotated things of a split's pictures are."""
+        options = self.shard_options(dataset)
+        return objects_stage(dataset, get_transform(options.transform), options.size, self.classes)
+
+    def processes(self, device: str = "cpu") -> int | None:
+        """How many look at data at once: one where it is on a GPU, None for every free core."""
+        resources = self.experiment.resources
+        return 1 if device == "cuda" else resources.threads and resources.workers * resources.threads
 
     def pictures(self, dataset: Dataset) -> Path:
         """The shards of a split: those that were prepared by hand, else a stage."""
         stage = self.pictures_stage(dataset)
         if stage is not None:
-            return self._ensure(stage) / "shards"
+            return self.ensure(stage) / "shards"
         options = self.shard_options(dataset)
         folder = source_folder(self.experiment.data.source, self.home.root)[1] / dataset.split
         made = open_shards(folder, dataset.root).options
@@ -281,10 +330,9 @@ class Preparation:
 
     def shard_options(self, dataset: Dataset) -> ShardOptions:
         """How this experiment's pictures are made ready and kept. Raises RequestError for an unknown transform."""
-        trainable = self.experiment.trainable
         wanted = self.experiment.data.transform
-        transform = get_transform(trainable.transform if wanted == "auto" else wanted)
-        size = trainable.resolution(self.experiment.model)
+        transform = get_transform(self.subject.transform if wanted == "auto" else wanted)
+        size = self.subject.resolution(self.experiment.model)
         codec: Codec = "raw" if self.experiment.resources.pictures == "auto" else self.experiment.resources.pictures
         if self.experiment.resources.pictures == "auto":
             side = size * transform.margin
@@ -293,7 +341,7 @@ class Preparation:
 
     def captions(self, dataset: Dataset) -> Path:
         """Which captions each image of a split has."""
-        return self._ensure(self.captions_stage(dataset))
+        return self.ensure(self.captions_stage(dataset))
 
     def captions_stage(self, dataset: Dataset) -> Stage:
         """The stage behind `captions`."""
@@ -307,7 +355,7 @@ class Preparation:
 
     def features(self, dataset: Dataset) -> Path:
         """Text features of a split's captions."""
-        return self._ensure(self.features_stage(dataset))
+        return self.ensure(self.features_stage(dataset))
 
     def features_stage(self, dataset: Dataset) -> Stage:
         """The stage behind `features`. With a trained encoder its key needs no more than that part's key."""
@@ -315,9 +363,8 @@ class Preparation:
         text = None if self.text_part else self.experiment.text.model_dump(mode="json")
 
         def write(folder: Path, progress: Progress) -> None:
-            index, resources = open_caption_index(self.captions(dataset)), self.experiment.resources
-            workers = resources.threads and resources.workers * resources.threads
-            write_caption_features(index, self.encoder, folder, progress, workers, self._reopening())
+            index = open_caption_index(self.captions(dataset))
+            write_caption_features(index, self.encoder, folder, progress, self.processes(), self._reopening())
 
         encoder = self.part_stage(trained).key if trained else self.encoder.digest
         inputs = {"data": dataset.digest, "encoder": encoder}
@@ -325,47 +372,44 @@ class Preparation:
         return Stage("text-features", FEATURES_VERSION, settings, inputs, write, resumable=True)
 
     def _reopening(self) -> Callable[[], Encoder] | None:
-        """What opens the encoder in another process, which has another current folder."""
-        encoder = self.encoder
-        if isinstance(encoder, WordEncoder):
-            return partial(open_word_encoder, encoder.folder.resolve())
-        if isinstance(encoder, TextEncoder):
-            folder = Path(encoder.settings.name).expanduser()
-            name = str(folder.resolve()) if folder.is_dir() else encoder.settings.name
-            return partial(
-                TextEncoder, encoder.settings.model_copy(update={"name": name}), self.home.encoders.resolve()
-            )
-        return None
+        return reopening(self.encoder, self.home.encoders)
 
     def graph(self) -> list[Stage]:
         """Every stage that this experiment needs, each after those it reads; nothing is run. Raises RequestError."""
-        data, reads = self.experiment.data, self.experiment.trainable.reads
+        data, reads = self.experiment.data, self.subject.reads
         found = [self.vocabulary_stage] if self.vocabulary_stage else []
-        for name in self.experiment.trainable.stages:
-            below = self._below(name)
+        for name in self.needed:
+            below = self.below(name)
             found += [*below.graph(), self.part_stage(name)]
-        for split in dict.fromkeys((data.train_split, data.validation_split)):
+        for split in self._splits:
             dataset = self.dataset(split)
             pictures = self.pictures_stage(dataset)
             found += [*([pictures] if pictures else []), self.captions_stage(dataset)]
             found += [self.features_stage(dataset)] if "features" in reads else []
+            found += [self.objects_stage(dataset)] if "objects" in reads else []
+            found += self.regions.stages(dataset) if self.regions else []
         if parse_source(data.source).kind == SCENES:
             from orchestration.evaluation.scenes_net import judge_stage, labels_stage
 
-            found += [labels_stage(self.dataset(split)) for split in (data.train_split, data.validation_split)]
-            if choose_protocol(self.experiment) == "scenes-net":
+            found += [labels_stage(self.dataset(split)) for split in self._splits]
+            if self.experiment.system not in gathered_names() and choose_protocol(self.experiment) == "scenes-net":
                 found += [judge_stage(self.experiment, self.home)]
         return list({(stage.name, stage.key): stage for stage in found}.values())
 
 
 def require(experiment: Experiment, dataset: Dataset) -> None:
     """RequestError when the data lacks something the system is conditioned on."""
-    missing: Iterable[str] = sorted(experiment.trainable.needs - dataset.carries)
+    missing: Iterable[str] = sorted(_needs(experiment) - dataset.carries)
     if missing:
         raise RequestError(
             f"{experiment.system} needs {', '.join(missing)}, which {experiment.data.source} ({dataset.split}) does "
             f"not carry; it carries {', '.join(sorted(dataset.carries))}: choose another data set with --data"
         )
+
+
+def _needs(experiment: Experiment) -> frozenset[str]:
+    """What every image must carry. Pictures are read caption by caption, also by parts that look at none."""
+    return get_part(experiment.system).needs | {"captions"}
 
 
 def require_weights(experiment: Experiment) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from models.contract import Given
+from models.encoders.regions import RegionSettings
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.features import CaptionTokens, open_caption_features, open_caption_index
+from orchestration.data.objects import open_objects
 from orchestration.data.pictures import Pictures
+from orchestration.data.regions import open_regions
 from orchestration.data.shards import open_shards
 from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import load_vocabulary
@@ -25,7 +28,8 @@ class TokenSource:
 
 @dataclass(frozen=True, slots=True)
 class PreparedSplit:
-    """One prepared split, by path: the shards' folder, the published folder they were made from, the captions."""
+    """One prepared split, by path: the shards' folder, the published folder they were made from, the captions, and
+    what else is read of it."""
 
     pictures: str
     root: str
@@ -33,6 +37,8 @@ class PreparedSplit:
     features: str | None = None
     tokens: TokenSource | None = None
     labels: str | None = None
+    objects: str | None = None
+    regions: str | None = None
 
     def open(self) -> CaptionedPictures:
         """Memory-map it."""
@@ -45,14 +51,17 @@ class PreparedSplit:
         if self.tokens:
             vocabulary = load_vocabulary(Path(self.tokens.vocabulary))
             tokens = CaptionTokens(index, vocabulary, self.tokens.longest, self.tokens.shortening)
-        return CaptionedPictures(pictures, index, features, tokens)
+        objects = open_objects(Path(self.objects)) if self.objects else None
+        regions = open_regions(Path(self.regions)) if self.regions else None
+        return CaptionedPictures(pictures, index, features, tokens, objects, regions)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything a worker reads, by path: it crosses process borders as JSON.
 
-    text: folder of the trained part that encodes captions, which checkpoints take along; None for pretrained ones.
+    text: folder of the trained part that encodes captions, which checkpoints take along; None for pretrained ones;
+    regions: `RegionSettings` as JSON, None where salient boxes play no part.
     """
 
     train: PreparedSplit
@@ -63,11 +72,13 @@ class Prepared:
     vocabulary_size: int = 0
     parts: tuple[tuple[str, str], ...] = ()
     text: str | None = None
+    regions: dict[str, Any] | None = None
 
     @property
     def given(self) -> Given:
         """What nets are built from."""
-        return Given(self.vocabulary_size, {name: Path(folder) for name, folder in self.parts})
+        regions = RegionSettings.model_validate(self.regions) if self.regions is not None else None
+        return Given(self.vocabulary_size, {name: Path(folder) for name, folder in self.parts}, regions)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

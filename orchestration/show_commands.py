@@ -1,6 +1,7 @@
 """`t2i show`: pictures of a run for people."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from orchestration.errors import RequestError
 from orchestration.evaluation_commands import parse_weights
 from orchestration.options import number, repeatable
 
-SAMPLES, NEIGHBOURS, CURVE = "samples", "neighbours", "curve"
+SAMPLES, NEIGHBOURS, CURVE, MEMORY = "samples", "neighbours", "curve", "memory"
 CAPTIONS, NEIGHBOURED_CAPTIONS = 12, 6
 
 
@@ -19,18 +20,19 @@ def add_to(group: click.Group) -> None:
     command(group, "show")(show)
 
 
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN... [WORD...]", nargs=-1, required=True)
 @click.option(
     "--what",
-    type=click.Choice([SAMPLES, NEIGHBOURS, CURVE]),
+    type=click.Choice([SAMPLES, NEIGHBOURS, CURVE, MEMORY]),
     default=SAMPLES,
     show_default=True,
-    help="Pictures of captions, their nearest training pictures, or a metric against kimg.",
+    help="Pictures of captions, their nearest training pictures, a metric against kimg, or what words mean.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), default="show.png", show_default=True, help="PNG to draw.")
 @number("--captions", "Held-out captions  [default: 12; neighbours: 6]", 1, 100)
 @number("--samples", "samples: pictures a caption.", 1, 8, default=3)
-@number("--nearest", "neighbours: training pictures a caption.", 1, 10, default=5)
+@number("--nearest", "neighbours: training pictures a caption; memory: words like a word.", 1, 10, default=5)
+@number("--regions", "memory: regions a word.", 1, 8, default=4)
 @number("--seed", "Seed of captions and noise.", 0, default=0)
 @click.option("--net", metavar="NET", help="neighbours: feature net  [default: that of the run's evaluation]")
 @repeatable("--weights", "weights", "NET=PATH", "neighbours: weights of a feature net  [default: none]")
@@ -46,6 +48,7 @@ def show(
     captions: int | None,
     samples: int,
     nearest: int,
+    regions: int,
     seed: int,
     net: str | None,
     weights: Sequence[str],
@@ -57,6 +60,7 @@ def show(
     samples: held-out captions, each with the real picture (framed) and what is drawn for it with several seeds.
     neighbours: pictures drawn and the training pictures nearest to them; a generator that copies is seen here.
     curve: a metric of one or more runs against kimg, with its 95 % interval; one protocol only.
+    memory: for each WORD the regions of training pictures that a CPGAN run remembers of it, and words like it.
     RUN is a run's name in HOME/runs, a run folder or a checkpoint folder.
 
     \b
@@ -64,7 +68,10 @@ def show(
       t2i show xmcgan_scenes32-1a415cbaa832 --out sheet.png
       t2i show RUN --what neighbours --captions 8
       t2i show RUN1 RUN2 --what curve --figure fid
+      t2i show RUN --what memory bird red
     """
+    if what == MEMORY:
+        return _memory(app, runs[0], runs[1:], out, regions, nearest)
     if what == CURVE:
         return _curve(app, runs, out, figure)
     if len(runs) > 1:
@@ -83,6 +90,16 @@ def _curve(app: App, runs: Sequence[str], out: str, figure: str) -> Result:
     app.say(f"drew {name} of {len(curves)} run{'s' * (len(curves) > 1)} to {out}")
     points = {curve.run: {"kimg": curve.kimg, "value": curve.value} for curve in curves}
     return {"png": str(Path(out).resolve()), "figure": name, "runs": points}
+
+
+def _memory(app: App, run: str, words: Sequence[str], out: str, regions: int, nearest: int) -> Result:
+    from orchestration.memory_sheet import show_memory
+
+    found = show_memory(app.home, run, words, Path(out), regions, nearest, app.progress())
+    unseen = [one.word for one in found if not one.pictures]
+    never = f"; never seen: {', '.join(unseen)}" if unseen else ""
+    app.say(f"drew {len(found)} word{'s' * (len(found) > 1)} to {out}{never}")
+    return {"png": str(Path(out).resolve()), "words": [asdict(one) for one in found]}
 
 
 def _samples(app: App, run: str, out: str, captions: int, samples: int, seed: int) -> Result:

@@ -87,7 +87,7 @@ def _row(stage: Stage, names: dict[str, str], home: Home, experiment: Experiment
         size = size_of(begun_folder(folder))
         if stage.name in experiment.stages:
             note = _how_far(experiment.stage(stage.name), home.runs / stage.folder_name)
-        elif size:
+        if note is None and size:
             note = "begun"
     return Row(label, stage.folder_name, stage.key, state, size, inputs, note)
 

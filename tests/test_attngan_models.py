@@ -34,7 +34,7 @@ from models.blocks.norm import BatchNorm, frozen_statistics
 from models.contract import TextFeatures, parameter_count
 from models.encoders.trunk import ImageTrunkSettings, TrunkFeatures
 from models.losses.adversarial import condition_kl, discriminator_loss, generator_loss
-from models.losses.cascade import discriminator_objective, mismatched_logits, picture_pyramid
+from models.losses.cascade import discriminator_objective, following_captions, mismatched_logits, picture_pyramid
 from models.losses.damsm import (
     MatchingSettings,
 )
@@ -99,7 +99,7 @@ def test_any_number_of_stages(resolution: int, stages: int) -> None:
     assert [tuple(image.shape) for image in output.images] == [(2, 3, side, side) for side in config.sides]
     assert all(image.abs().max() <= 1 for image in output.images)
     assert [tuple(weights.shape) for weights in output.attention] == [(2, 6, side, side) for side in config.sides[:-1]]
-    for judged in nets(output.images, text.sentence):
+    for judged in nets(output.images, text):
         assert judged.features.shape == (2, 16, 4, 4)
         assert judged.unconditional.shape == judged.conditional.shape == (2,)
 
@@ -281,9 +281,11 @@ def test_kl_is_a_mean_of_the_divergence() -> None:
 
 def test_mismatched_pairs_are_each_picture_with_the_next_sentence() -> None:
     stage = Discriminators(small()).stages[0].eval()
-    features, sentence = torch.randn(4, 16, 4, 4), torch.randn(4, 8)
-    found = mismatched_logits(stage, features, sentence, ONE)
-    expected = [stage.cond_head(features[i : i + 1], sentence[i + 1 : i + 2]) for i in range(3)]
+    features, text = torch.randn(4, 16, 4, 4), some_text(4)
+    found = mismatched_logits(stage, features, following_captions(text, ONE), ONE)
+    tiled = text.sentence[:, :, None, None].expand(-1, -1, 4, 4)
+    joint, out = stage.cond_head.joint, stage.cond_head.out_conv
+    expected = [out(joint(torch.cat([features[i], tiled[i + 1]])[None])).flatten() for i in range(3)]
     torch.testing.assert_close(found, torch.cat(expected))
 
 
@@ -293,7 +295,7 @@ def test_the_discriminators_objective(form: str, pairs: bool) -> None:
     config = small(adversarial=form, mismatched_pairs=pairs)
     nets, text = Discriminators(config), some_text(4)
     fakes = tuple(torch.randn(4, 3, side, side, requires_grad=True) for side in config.sides)
-    objective = discriminator_objective(config, nets, torch.rand(4, 3, 32, 32), fakes, text.sentence, ONE)
+    objective = discriminator_objective(config, nets, torch.rand(4, 3, 32, 32), fakes, text, ONE)
     objective.loss.backward()
     assert all(fake.grad is None for fake in fakes)
     # The last bias moves real and fake logits alike: under the unsaturated hinge that changes nothing.
@@ -347,7 +349,7 @@ def one_step(ranks: Ranks, rows: slice) -> dict[str, Tensor]:
     images, classes = torch.rand(6, 3, 32, 32)[rows], torch.tensor([0, 1, 2, 0, 3, 4])[rows]
     with torch.no_grad(), frozen_statistics(net):
         fakes = net(text, noise[rows]).images
-    d_objective = discriminator_objective(config, nets, images, fakes, text.sentence, ranks)
+    d_objective = discriminator_objective(config, nets, images, fakes, text, ranks)
     d_gradients = torch.autograd.grad(d_objective.loss, list(nets.parameters()))
     output = net(text, noise[rows])
     g_objective = generator_objective(config, nets, judge, output, text, classes, ranks)

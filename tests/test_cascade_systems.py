@@ -159,7 +159,7 @@ def test_the_parts_keep_their_promises(parts: dict[str, Any]) -> None:
         [phase] = part.phases(config)
         assert set(phase.trains) == set(part.optimizers(config)) == nets.keys() - {"trunk"}
         assert not any(parameter.requires_grad for parameter in nets["trunk"].parameters())
-        assert part.averages(config) == {} and part.stages == () and part.resolution(config) == 32
+        assert part.averages(config) == {} and part.stages(config) == {} and part.resolution(config) == 32
     assert DAMSM().text_dim(DAMSM_CONFIG) == WIDTH
     assert parts["damsm"][0]["text_encoder"].embedding.num_embeddings == WORDS
     # The trunk is no part of what is saved.
@@ -214,7 +214,8 @@ def test_descriptions_end_with_zeros(parts: dict[str, Any], monkeypatch: pytest.
     nets, images = parts["stream"][0], some_batch().images
     assert images is not None
     stream, before = nets["stream"], snapshot(nets["stream"])
-    told = STREAM().describe(nets, images)
+    batch = Batch(torch.arange(len(images)), images)
+    told = STREAM().describe(nets, batch)
     assert told.dtype == torch.int64 and len(told) == BATCH
     assert stream.image_bn.training and unchanged(stream, before)
     with evaluating(stream):
@@ -222,7 +223,7 @@ def test_descriptions_end_with_zeros(parts: dict[str, Any], monkeypatch: pytest.
     monkeypatch.setattr(
         Stream, "describe", lambda *_: torch.tensor([[3, 0, 4, 0, 5], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
     )
-    assert STREAM().describe(nets, images).tolist() == [[3, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]]
+    assert STREAM().describe(nets, batch).tolist() == [[3, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]]
 
 
 def test_a_part_without_words_is_refused() -> None:
@@ -451,7 +452,7 @@ def test_published_settings_build_on_meta(part: Any) -> None:
     for net in (*nets.values(), *known.values()):
         assert all(tensor.is_meta for tensor in [*net.parameters(), *net.buffers()])
     assert part.optimizers(part.Config()).keys() <= nets.keys()
-    if part.stages == ():
+    if not part.stages(part.Config()):
         assert known.keys() == nets.keys()
         with pytest.raises(WeightsMissing, match="needs its ImageNet weights by path"):
             part.build(part.Config(), Given(5450))

@@ -161,13 +161,13 @@ STAGE = {"system": "damsm", "model": {}, "training": {"kimg": 1, "batch_size": 1
 def another_value(path: str) -> Experiment | None:
     """The base experiment with this one field changed to whatever other value it takes."""
     old = leaves(BASE)[path]
-    guesses = [*choices(path), 2, 0.5, 4, 0.75, 64, "other", "averaged", True, False, {"damsm": STAGE}, {"a": "b"}]
+    guesses = [*choices(path), 2, 0.5, 4, 0.75, 64, "other", "averaged", True, False, {"damsm": STAGE}, {"a": "b"}, {}]
     for guess in guesses:
         try:
             changed = BASE.replace({path: guess})
         except RequestError:
             continue
-        if leaves(changed).get(path) != old:
+        if leaves(changed).get(path, guess) != old:
             return changed
     return None
 

@@ -189,7 +189,8 @@ class TestCaptioner:
         view: View = CaptionerView(trained)
         shown = pictures(53)
         found = view.look(shown, asked([""] * 53))
-        expected = trained.part.describe(trained.nets, get_transform("attngan").normalise(shown))
+        normalised = get_transform("attngan").normalise(shown)
+        expected = trained.part.describe(trained.nets, Batch(torch.arange(53), normalised))
         assert list(found) == ["stream/words"]
         assert found["stream/words"].dtype == np.int64
         assert np.array_equal(found["stream/words"], expected.numpy())

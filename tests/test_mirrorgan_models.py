@@ -11,6 +11,7 @@ from models.attngan import ImageEncoder
 from models.blocks.cascade import CascadeOutput
 from models.contract import parameter_count
 from models.encoders.trunk import ImageTrunk, ImageTrunkSettings, TrunkFeatures
+from models.losses.captioning import caption_loss, word_accuracy
 from models.mirrorgan import (
     PAPER,
     RELEASED,
@@ -23,7 +24,6 @@ from models.mirrorgan import (
 )
 from models.mirrorgan.losses import generator_objective, stream_objective
 from models.mirrorgan.networks import GlobalLocalAttention, SentenceAttention
-from models.mirrorgan.stream import stream_loss, word_accuracy
 from models.parallel import OneRank
 from tests.tiny import some_text
 
@@ -157,15 +157,15 @@ def test_a_word_is_told_from_the_picture_and_the_words_before() -> None:
     assert not torch.isclose(decoder(feature + 1, tokens), logits).all(2).any()
 
 
-def test_stream_loss_by_hand() -> None:
+def test_caption_loss_by_hand() -> None:
     logits = torch.randn(3, 4, WORDS)
     tokens, lengths = torch.randint(1, WORDS, (3, 4)), torch.tensor([4, 1, 2])
     words = [-logits[b].log_softmax(1)[t, tokens[b, t]] for b in range(3) for t in range(int(lengths[b]))]
     total = torch.stack(words).sum()
-    torch.testing.assert_close(stream_loss(logits, tokens, lengths, "mean"), total / 7)
-    torch.testing.assert_close(stream_loss(logits, tokens, lengths, "sum"), total / 3)
+    torch.testing.assert_close(caption_loss(logits, tokens, lengths, "mean"), total / 7)
+    torch.testing.assert_close(caption_loss(logits, tokens, lengths, "sum"), total / 3)
     spoiled = torch.where((torch.arange(4)[None, :] >= lengths[:, None])[..., None], 100.0, logits)
-    torch.testing.assert_close(stream_loss(spoiled, tokens, lengths), total / 7)
+    torch.testing.assert_close(caption_loss(spoiled, tokens, lengths), total / 7)
     right = F.one_hot(tokens, WORDS).float()
     right[0, 0] = right[0, 0].roll(1)
     assert word_accuracy(right, tokens, lengths).item() == pytest.approx(6 / 7)
@@ -191,10 +191,10 @@ def test_the_mean_over_ranks_is_the_mean_over_words() -> None:
     tokens, lengths = torch.randint(1, WORDS, (4, 5)), torch.tensor([5, 1, 2, 4])
     for reduction in ("mean", "sum"):
         halves = [
-            stream_loss(logits[own], tokens[own], lengths[own], reduction, HalfOfTwo(lengths[rest]))
+            caption_loss(logits[own], tokens[own], lengths[own], reduction, HalfOfTwo(lengths[rest]))
             for own, rest in ((slice(0, 2), slice(2, 4)), (slice(2, 4), slice(0, 2)))
         ]
-        torch.testing.assert_close(torch.stack(halves).mean(), stream_loss(logits, tokens, lengths, reduction))
+        torch.testing.assert_close(torch.stack(halves).mean(), caption_loss(logits, tokens, lengths, reduction))
 
 
 def test_descriptions_follow_the_likeliest_words() -> None:

@@ -176,9 +176,10 @@ class Describer:
     def __init__(self, vocabulary: Vocabulary, by: int = 0) -> None:
         self.vocabulary, self.by = vocabulary, by
 
-    def describe(self, nets: Nets, images: Tensor) -> Tensor:
-        assert not nets["net"].training
-        told = [self.vocabulary.encode(COLOURS[(number + self.by) % 3]) for number in numbers_of(images).tolist()]
+    def describe(self, nets: Nets, batch: Batch) -> Tensor:
+        assert not nets["net"].training and batch.images is not None
+        numbers = numbers_of(batch.images).tolist()
+        told = [self.vocabulary.encode(COLOURS[(number + self.by) % 3]) for number in numbers]
         return torch.nn.functional.pad(torch.from_numpy(np.stack(told)), (0, 3))
 
 

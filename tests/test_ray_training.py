@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestration.cli import run_cli
+from orchestration.cluster import ray_cluster
 from orchestration.options import chosen_experiment
 from orchestration.tracking import Tracker
 from orchestration.training.recorder import read_metrics
@@ -63,7 +65,8 @@ def workers_of(home: Path) -> list[int]:
 
 def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
     """SIGKILL one of two workers: Ray Train goes on. SIGKILL the command: the same command goes on and finishes."""
-    changes = assignments(training__kimg=1.6, training__checkpoint_kimg=0.1, training__seed=11)
+    lengths = {"training__kimg": 0.8, "training__checkpoint_kimg": 0.05, "training__picture_kimg": 0.1}
+    changes = assignments(training__seed=11, **lengths)
     command = ["train", "xmcgan_scenes32", "--workers", "2", "--json", *changes]
     folder = home / "runs" / chosen_experiment("xmcgan_scenes32", None, changes[1::2], 2).run_name
     process = start(home, *command)
@@ -71,7 +74,6 @@ def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
     wait_for(lambda: len(checkpoint_folders(checkpoints)) >= 1, process)
     os.kill(workers_of(home)[-1], signal.SIGKILL)
     seen = checkpoint_folders(checkpoints)[-1]
-    time.sleep(3)
     wait_for(lambda: checkpoint_folders(checkpoints)[-1] > seen, process)
 
     os.killpg(process.pid, signal.SIGKILL)
@@ -79,58 +81,55 @@ def test_killed_worker_and_killed_command_lose_nothing(home: Path) -> None:
     [before] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == folder.name]
     assert before.status == "RUNNING"
     reached = open_checkpoint(checkpoint_folders(checkpoints)[-1]).images_seen
-    assert 0 < reached < 1600
+    assert 0 < reached < 800
 
     again = start(home, *command)
     out, err = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, err
     result = json.loads(out.splitlines()[-1])
-    assert open_checkpoint(Path(result["checkpoint"])).images_seen == 1600
+    assert open_checkpoint(Path(result["checkpoint"])).images_seen == 800
     lines = read_metrics(folder)
     logged = [line["images"] for line in lines if "generator/hinge" in line["metrics"]]
-    assert logged == sorted(set(logged)) and logged[0] <= 64 and logged[-1] == 1600
+    assert logged == sorted(set(logged)) and logged[0] <= 64 and logged[-1] == 800
     [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == folder.name]
     assert run.status == "FINISHED" and run.run_id == before.run_id == result["mlflow_run"]
-    assert run.metrics["kimg"] == 1.6
+    assert run.metrics["kimg"] == 0.8
     assert not list(folder.glob(".ray-*"))
     assert len(list((folder / "pictures").glob("*.png"))) >= 6
 
 
-def test_divergence_is_a_sentence_and_not_retried(home: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with ray_cluster(2):
+        yield
+
+
+def test_divergence_is_a_sentence_and_not_retried(
+    cluster: None, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A hopeless learning rate ends with exit code 1 and a reason, in MLflow too."""
     changes = assignments(model__generator_optimizer__learning_rate=1e30, training__seed=5)
-    process = start(home, "train", "xmcgan_scenes32", *changes)
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1
+    assert run_cli(["train", "xmcgan_scenes32", "--home", str(home), *changes]) == 1
+    out, err = capsys.readouterr()
     assert err.count("\n") == 1 and "Traceback" not in err and "gradient" in err and "nan" in err.lower() + out
     name = chosen_experiment("xmcgan_scenes32", None, changes[1::2], None).run_name
     [run] = [run for run in Tracker(home).run_summaries("xmcgan") if run.name == name]
     assert run.status == "FAILED"
 
 
-def test_photographs_of_coco(home: Path, shared_data: Path) -> None:
+def test_photographs_of_coco(cluster: None, home: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real COCO photographs and captions, with a pretrained image net in the loss and in the judgement."""
-    process = start(
-        home,
-        "train",
-        "xmcgan_laptop",
-        "--data",
-        f"coco:{shared_data / 'coco-mini'}",
-        "--json",
-        "--set",
-        "training.kimg=0.064",
-        "--set",
-        "training.batch_size=16",
-        "--set",
-        "model.channels=2",
-        "--set",
-        "model.pretrained.side=32",
-        "--set",
-        "evaluation.samples=16",
-    )
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
-    result = json.loads(out.splitlines()[-1])
+    changes = {
+        "training.kimg": 0.064,
+        "training.batch_size": 16,
+        "model.channels": 2,
+        "model.pretrained.side": 32,
+        "evaluation.samples": 16,
+    }
+    words = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+    data = f"coco:{shared_data / 'coco-mini'}"
+    assert run_cli(["train", "xmcgan_laptop", "--data", data, "--home", str(home), "--json", *words]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "validation/fid/efficientnet-lite0" in result["figures"]
     client = MlflowClient(tracking_uri=Tracker(home).uri)
     pictures = [item.path for item in client.list_artifacts(result["mlflow_run"], "pictures")]

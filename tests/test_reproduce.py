@@ -55,7 +55,8 @@ class TestPlans:
         base = base_experiments(table, scale)[scenes_recipe(table.system)]
         for unit in plan.units:
             assert unit.experiment.data.source.startswith("scenes:") and unit.recipe == base.recipe
-            assert unit.experiment.stages == base.stages  # computed once for all rows and seeds
+            if not any(field.startswith("stages.") for field in table.rows[unit.row].changes):
+                assert unit.experiment.stages == base.stages  # computed once for all rows and seeds
             table_row = table.rows[unit.row]
             changed = base.replace({**table_row.changes, "training.seed": unit.experiment.training.seed})
             assert changed == unit.experiment
@@ -66,7 +67,7 @@ class TestPlans:
                 experiment = unit.experiment
                 assert experiment.training.kimg <= 2 and "size=32" in experiment.data.source
                 assert experiment.trainable.resolution(experiment.model) == 32
-                assert all(part.training.kimg <= 4 for part in experiment.stages.values())
+                assert all(part.training is None or part.training.kimg <= 4 for part in experiment.stages.values())
 
     def test_every_stage_before_a_row_is_shared(self) -> None:
         stages = {

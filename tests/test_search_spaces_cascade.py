@@ -174,7 +174,7 @@ def test_the_pieces_of_a_recipe_fit(name: str) -> None:
     assert isinstance(model, AttnGANConfig | MirrorGANConfig) and isinstance(damsm, DAMSMConfig)
     assert model.text_dim == damsm.text.text_dim and model.resolution == damsm.resolution
     assert model.trunk == damsm.trunk and model.matching == damsm.matching
-    assert list(experiment.stages) == list(experiment.trainable.stages)
+    assert list(experiment.stages) == list(experiment.needed)
     if isinstance(model, MirrorGANConfig):
         stream = experiment.stages["stream"].model
         assert isinstance(stream, StreamConfig) and stream == model.stream and stream.resolution == model.resolution

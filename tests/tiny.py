@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 
 from models.contract import Batch, Given, Matcher, Settings, TextFeatures, parameter_count
 from models.encoders.image import PretrainedImageSettings
+from models.encoders.regions import DETECTOR, RegionSettings
 from models.encoders.trunk import ImageTrunkSettings
 from models.parallel import OneRank, Ranks
-from models.registry import get_trainable
+from models.registry import gathered_names, get_part, get_trainable
 from orchestration.config import (
     DataSettings,
     EvaluationSettings,
@@ -39,18 +41,23 @@ from orchestration.config import (
 )
 from orchestration.data.batches import CaptionedPictures, TrainingStream
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
+from orchestration.data.objects import StoredObjects, objects_stage
 from orchestration.data.pictures import Pictures
-from orchestration.data.records import Dataset, ImageRecord
+from orchestration.data.records import Dataset, ImageRecord, Instance
+from orchestration.data.regions import ARRAYS, About, RegionFeatures
 from orchestration.data.sampler import derive_seed
 from orchestration.data.shards import ShardOptions, write_shards
 from orchestration.data.transforms import TRANSFORMS
 from orchestration.data.vocabulary import Vocabulary, save_vocabulary
+from orchestration.data.word_encoder import describe_part
 from orchestration.prepared import Prepared, PreparedSplit, TokenSource
+from orchestration.stages import quiet
 from orchestration.training.loop import RunningMeans, Trainer
 from orchestration.training.state import Provenance, build_nets, initial_state
 from orchestration.training.worker import Job
 
 CPU = torch.device("cpu")
+REGION_DIM = 5
 SHRUNK: dict[str, Any] = {
     "resolution": 32,
     "channels": 2,
@@ -63,12 +70,19 @@ SHRUNK: dict[str, Any] = {
     "condition_dim": 3,
     "embedding_dim": 6,
     "hidden_dim": 7,
+    "attention_dim": 5,
+    "feature_dim": REGION_DIM,
+    "region_dim": REGION_DIM,
+    "memory_hidden_dim": 6,
+    "memory_dim": 5,
+    "classes": 3,
 }
 STAND_INS: dict[type[Settings], Settings] = {
     PretrainedImageSettings: PretrainedImageSettings(side=32),
     ImageTrunkSettings: ImageTrunkSettings(name="efficientnet-lite0", weights="random", side=32),
 }
-CARRIED = frozenset({"images", "captions"})
+REGIONS = RegionSettings(count=4)
+CARRIED = frozenset({"images", "captions", "boxes"})
 MOST_PARAMETERS = 300_000
 PROVENANCE = Provenance("d" * 64, "e" * 64)
 TRAINING = TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32")
@@ -92,20 +106,30 @@ def tiny_settings(config: type[Settings], defaults: Settings | None = None) -> S
     return config(**values)
 
 
+def _tiny_stages(system: str, model: Settings) -> dict[str, StageSettings]:
+    """All parts below a system, those that others need first."""
+    found: dict[str, StageSettings] = {}
+    for stage, part in get_part(system).stages(model).items():
+        config = tiny_settings(get_part(part).Config)
+        training = None if part in gathered_names() else TRAINING
+        found |= _tiny_stages(part, config) | {stage: StageSettings(system=part, model=config, training=training)}
+    return found
+
+
 def tiny_experiment(name: str, **changes: object) -> Experiment:
     """An experiment with batch 16 of 32 px pictures; in `changes` a double underscore stands for a dot."""
     trainable = get_trainable(name)
     if unknown := trainable.needs - CARRIED:
         raise AssertionError(f"{name} needs {sorted(unknown)}: teach `tiny_data` in tests/tiny.py to make them")
+    stages = _tiny_stages(name, tiny_settings(trainable.Config))
+    looks = DETECTOR in {*stages, *trainable.stages(tiny_settings(trainable.Config))}
     experiment = Experiment(
         recipe="tiny",
         system=name,
         model=tiny_settings(trainable.Config),
         data=DataSettings(),
-        stages={
-            part: StageSettings(system=part, model=tiny_settings(get_trainable(part).Config), training=TRAINING)
-            for part in trainable.stages
-        },
+        regions=REGIONS if looks else None,
+        stages=stages,
         training=TRAINING,
         evaluation=EvaluationSettings(protocol="none"),
         resources=ResourceSettings(threads=1),
@@ -181,11 +205,45 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
     texts = tuple(" ".join(f"number {index} of all captions".split()[: 2 + index % 4]) for index in range(captions))
     index = CaptionIndex(image_ids, np.arange(images, dtype=np.int64) // 2, starts, texts)
     vocabulary = Vocabulary(("<end>", *sorted({word for text in texts for word in text.split()})))
+    pictures = held_pictures(pixels, image_ids)
     return CaptionedPictures(
-        held_pictures(pixels, image_ids),
+        pictures,
         index,
         CaptionFeatures(rows, offsets, words, sentence),
         CaptionTokens(index, vocabulary, 4, "random"),
+        _some_objects(random, image_ids, pictures),
+        _some_regions(random, image_ids),
+    )
+
+
+def _some_boxes(random: np.random.Generator, count: int) -> NDArray[np.float32]:
+    """(count,4), x0, y0, x1, y1 in [0, 1], at least a quarter of the picture wide and high."""
+    low, size = random.uniform(0, 0.5, (count, 2)), random.uniform(0.25, 0.5, (count, 2))
+    return np.concatenate([low, low + size], 1).astype(np.float32)
+
+
+def _some_objects(random: np.random.Generator, image_ids: NDArray[np.int64], pictures: Pictures) -> StoredObjects:
+    """None to two things a picture."""
+    starts = np.concatenate([[0], np.cumsum(random.integers(0, 3, len(image_ids)))]).astype(np.int64)
+    count, side = int(starts[-1]), pictures.size
+    stored = np.full((len(image_ids), 2), side, np.int64)
+    classes = random.integers(0, 2, count).astype(np.int64)
+    boxes = (side * _some_boxes(random, count)).astype(np.float32)
+    return StoredObjects(image_ids, ("cat", "dog"), stored, starts, boxes, classes, pictures.transform, side)
+
+
+def _some_regions(random: np.random.Generator, image_ids: NDArray[np.int64]) -> RegionFeatures:
+    """None to all of the regions a picture."""
+    images, count = len(image_ids), REGIONS.count
+    return RegionFeatures(
+        Path("tiny"),
+        About(1, "tiny", "0" * 64, REGION_DIM, count),
+        image_ids,
+        _some_boxes(random, images * count).reshape(images, count, 4),
+        random.standard_normal((images, count, REGION_DIM)).astype(np.float16),
+        np.sort(random.uniform(0, 1, (images, count)).astype(np.float32), 1)[:, ::-1],
+        random.integers(0, count + 1, images).astype(np.int64),
+        np.arange(images, dtype=np.int64),
     )
 
 
@@ -208,9 +266,13 @@ def held_pictures(pixels: NDArray[np.uint8], image_ids: NDArray[np.int64]) -> Pi
 def data_for(experiment: Experiment) -> CaptionedPictures:
     """Tiny data of the widths that the experiment's system was built for; captions only as it says it reads them."""
     data, reads = _whole_data(experiment), experiment.trainable.reads
-    features, tokens = data.features, data.tokens
     return CaptionedPictures(
-        data.pictures, data.index, features if "features" in reads else None, tokens if "tokens" in reads else None
+        data.pictures,
+        data.index,
+        data.features if "features" in reads else None,
+        data.tokens if "tokens" in reads else None,
+        data.objects if "objects" in reads else None,
+        data.regions if "regions" in reads else None,
     )
 
 
@@ -227,8 +289,8 @@ def tiny_given(experiment: Experiment) -> Given:
 
 
 def _given(experiment: Experiment, words: int) -> Given:
-    parts = {name: experiment.stage(name) for name in experiment.trainable.stages}
-    return Given(words, {name: _untrained(part, words) for name, part in parts.items()})
+    parts = {name: experiment.stage(name) for name in experiment.needed}
+    return Given(words, {name: _untrained(part, words) for name, part in parts.items()}, experiment.regions)
 
 
 def _untrained(part: Experiment, words: int) -> Path:
@@ -236,11 +298,17 @@ def _untrained(part: Experiment, words: int) -> Path:
     folder = _parts_folder() / f"{part.system}-{part.identity}-{words}"
     if folder.exists():
         return folder
+    if part.system in gathered_names():
+        folder.mkdir()
+        memory = torch.randn(words, REGION_DIM, generator=torch.Generator().manual_seed(words))
+        save_file({"memory": memory}, folder / f"{part.system}.safetensors")
+        return folder
     with in_dtype(torch.float32), torch.random.fork_rng(devices=[]), small_pretrained_nets():
         nets = build_nets(part, _given(part, words))
     folder.mkdir()
     for name in part.trainable.optimizers(part.model):
         save_file(nets[name].state_dict(), folder / f"{name}.safetensors")
+    describe_part(folder, part.system, part.model.model_dump(mode="json"))
     return folder
 
 
@@ -270,7 +338,10 @@ class WideStream(TrainingStream):
         assert images is not None
         if text is not None:
             text = TextFeatures(text.words.to(dtype), text.lengths, text.sentence.to(dtype))
-        return replace(narrow, images=images.to(dtype), text=text)
+        regions = narrow.regions
+        if regions is not None:
+            regions = replace(regions, boxes=regions.boxes.to(dtype), features=regions.features.to(dtype))
+        return replace(narrow, images=images.to(dtype), text=text, regions=regions)
 
 
 @contextmanager
@@ -347,10 +418,12 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
     features.mkdir()
     side = data.pictures.size
     records = []
-    for image_id, pixels in zip(data.image_ids.tolist(), data.pixels(np.arange(len(data))), strict=True):
+    for place, pixels in enumerate(data.pixels(np.arange(len(data)))):
+        image_id = int(data.image_ids[place])
         file = published / f"{image_id}.png"
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
-        records.append(ImageRecord(image_id, file, side, side))
+        things = None if data.objects is None else _instances(data.objects, place)
+        records.append(ImageRecord(image_id, file, side, side, instances=things))
     dataset = Dataset("tiny", "train", published, tuple(records), frozenset({"images"}), PROVENANCE.data_digest)
     # Compressed, and with random cuts: runs that resume on these resume on anything simpler.
     write_shards(dataset, ShardOptions("attngan", side, "png"), pictures)
@@ -365,7 +438,35 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         vocabulary = features / "vocabulary.json"
         save_vocabulary(tokens.vocabulary, vocabulary)
         source = TokenSource(str(vocabulary), tokens.longest, tokens.shortening)
-    return PreparedSplit(str(pictures), str(published), str(features), None if found is None else str(features), source)
+    objects = None if data.objects is None else folder / "objects"
+    regions = None if data.regions is None else folder / "regions"
+    if objects:
+        objects.mkdir()
+        objects_stage(dataset, TRANSFORMS["attngan"], side).run(objects, quiet)
+    if regions and data.regions:
+        regions.mkdir()
+        for name in ARRAYS:
+            np.save(regions / f"{name}.npy", getattr(data.regions, name))
+        (regions / "regions.json").write_bytes(msgspec.json.encode(data.regions.about))
+    return PreparedSplit(
+        str(pictures),
+        str(published),
+        str(features),
+        None if found is None else str(features),
+        source,
+        objects=objects and str(objects),
+        regions=regions and str(regions),
+    )
+
+
+def _instances(objects: StoredObjects, place: int) -> tuple[Instance, ...]:
+    """The things of a picture as they are published."""
+    found = []
+    for row in range(objects.starts[place], objects.starts[place + 1]):
+        left, top, right, bottom = objects.boxes[row].tolist()
+        box, number = (left, top, right - left, bottom - top), int(objects.numbers[row])
+        found.append(Instance(objects.classes[number], number, box, None, box[2] * box[3], False))
+    return tuple(found)
 
 
 def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Job:
@@ -374,6 +475,8 @@ def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Jo
     train, validation = (write_split(folder / "data" / name, data_for(experiment)) for name in ("train", "validation"))
     given = tiny_given(experiment)
     parts = tuple((name, str(part)) for name, part in given.folders.items())
-    text = next((part for name, part in parts if isinstance(get_trainable(name), Matcher)), None)
-    prepared = Prepared(train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text)
+    stages = experiment.stages
+    text = next((part for name, part in parts if isinstance(get_part(stages[name].system), Matcher)), None)
+    regions = experiment.regions.model_dump(mode="json") if experiment.regions else None
+    prepared = Prepared(train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text, regions)
     return Job(experiment, prepared, str(folder / "run"), 1)

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.attngan.config import DAMSMConfig
-from models.attngan.image import ImageEncoder
+from models.attngan.image import ImageEncoder, PictureEncoder
 from models.attngan.losses import damsm_objective
 from models.attngan.text import TextEncoder
 from models.contract import (
@@ -31,40 +31,31 @@ from models.losses.damsm import PictureEmbedding
 
 STAGE = "damsm"
 
+DAMSMT = TypeVar("DAMSMT", bound=DAMSMConfig)
 
-class DAMSM:
-    """The text and the image encoder of AttnGAN, trained together so that captions find their pictures."""
 
-    name = STAGE
-    title = "DAMSM: the Deep Attentional Multimodal Similarity Model of AttnGAN (2018)"
-    Config = DAMSMConfig
+class EncoderTraining(Generic[DAMSMT]):
+    """A text and an image encoder, trained together so that captions find their pictures: what every DAMSM shares."""
+
     needs = frozenset({"images", "captions"})
     transform = "attngan"
-    stages = ()
     reads = frozenset({"tokens"})
 
-    def build(self, config: DAMSMConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
-        """Trained "text_encoder" and "image_encoder", frozen "trunk". Raises ValueError without a vocabulary."""
-        text_encoder = TextEncoder(config.text, known_words(given, "the text encoder"))
-        trunk = ImageTrunk(config.trunk)
-        image_encoder = ImageEncoder(trunk, config.text.text_dim)
-        return {"text_encoder": text_encoder, "image_encoder": image_encoder, "trunk": trunk}
-
-    def optimizers(self, config: DAMSMConfig) -> Mapping[str, AdamSettings]:
+    def optimizers(self, config: DAMSMT) -> Mapping[str, AdamSettings]:
         """The same for both, but only the text encoder's gradient has a largest norm (released)."""
         free = config.optimizer.model_copy(update={"gradient_norm": None})
         return {"text_encoder": config.optimizer, "image_encoder": free}
 
-    def averages(self, config: DAMSMConfig) -> Mapping[str, AverageSettings]:
+    def averages(self, config: DAMSMT) -> Mapping[str, AverageSettings]:
         return {}
 
-    def text_dim(self, config: DAMSMConfig) -> int:
+    def text_dim(self, config: DAMSMT) -> int:
         return config.text.text_dim
 
-    def resolution(self, config: DAMSMConfig) -> int:
+    def resolution(self, config: DAMSMT) -> int:
         return config.resolution
 
-    def phases(self, config: DAMSMConfig) -> Sequence[Phase]:
+    def phases(self, config: DAMSMT) -> Sequence[Phase]:
         """Both encoders on one loss, neither seeing the other's step."""
 
         def losses(nets: Nets, batch: Batch, context: StepContext) -> Mapping[str, Objective]:
@@ -72,7 +63,7 @@ class DAMSM:
             text_encoder = cast(TextEncoder, nets["text_encoder"])
             noise = context.noise(text_encoder.noise_width(tokens.ids.shape[1])) if config.text.dropout > 0 else None
             text = text_encoder(tokens.ids, tokens.lengths, noise)
-            objective = damsm_objective(config, _look(nets, images), text, batch.class_ids, context.ranks)
+            objective = damsm_objective(config, look(nets, images), text, batch.class_ids, context.ranks)
             return {"text_encoder": objective, "image_encoder": objective}
 
         return [Phase("damsm", ("text_encoder", "image_encoder"), losses)]
@@ -80,7 +71,8 @@ class DAMSM:
     def embed(self, nets: Nets, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B,D) of `batch.images` and (B,D) of the sentences of `batch.tokens`: both global features of section 3.2."""
         images, tokens = _required(batch)
-        return _look(nets, images).whole, self.encode(nets, tokens).sentence
+        pictures = cast(PictureEncoder, nets["image_encoder"]).whole(nets["trunk"](images))
+        return pictures, self.encode(nets, tokens).sentence
 
     def encode(self, nets: Nets, tokens: Tokens) -> TextFeatures:
         """Captions by "text_encoder" alone, without dropout. Words are zero at padding."""
@@ -89,13 +81,33 @@ class DAMSM:
         return text
 
 
+class DAMSM(EncoderTraining[DAMSMConfig]):
+    """The text and the image encoder of AttnGAN."""
+
+    name = STAGE
+    title = "DAMSM: the Deep Attentional Multimodal Similarity Model of AttnGAN (2018)"
+    Config = DAMSMConfig
+
+    def stages(self, config: DAMSMConfig) -> Mapping[str, str]:
+        return {}
+
+    def build(self, config: DAMSMConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
+        """Trained "text_encoder" and "image_encoder", frozen "trunk". Raises ValueError without a vocabulary."""
+        text_encoder = TextEncoder(config.text, known_words(given, "the text encoder"))
+        trunk = ImageTrunk(config.trunk)
+        image_encoder = ImageEncoder(trunk, config.text.text_dim)
+        return {"text_encoder": text_encoder, "image_encoder": image_encoder, "trunk": trunk}
+
+
 def _required(batch: Batch) -> tuple[Tensor, Tokens]:
     assert batch.images is not None and batch.tokens is not None
     return batch.images, batch.tokens
 
 
-def _look(nets: Nets, images: Tensor) -> PictureEmbedding:
-    embedding: PictureEmbedding = nets["image_encoder"](nets["trunk"](images))
+def look(nets: Nets, images: Tensor) -> PictureEmbedding:
+    """Pictures (B,3,H,W) by "trunk" and "image_encoder", which also reads salient boxes where "regions" finds some."""
+    salient = [nets["regions"](images)] if "regions" in nets else []
+    embedding: PictureEmbedding = nets["image_encoder"](nets["trunk"](images), *salient)
     return embedding
 
 
@@ -113,7 +125,7 @@ def check_text_dim(given: Given, text_dim: int) -> None:
     """ValueError where the trained stage makes text features of another width; nothing where there is no stage."""
     if STAGE not in given.folders:
         return
-    made = _shapes(given.folders[STAGE] / "image_encoder.safetensors")["pooled_proj.weight"][0]
+    made = stored_shapes(given.folders[STAGE] / "image_encoder.safetensors")["pooled_proj.weight"][0]
     if made != text_dim:
         raise ValueError(
             f"model.text_dim is {text_dim}, but the trained stage {STAGE!r} makes text features of width {made}: "
@@ -125,7 +137,7 @@ def load_fitting(net: nn.Module, given: Given, stage: str, name: str, field: str
     """`Given.load`, with ValueError where the stage's weights are of other shapes; `field`: what must be as there."""
     on_meta = any(parameter.is_meta for parameter in net.parameters())
     if stage in given.folders and not on_meta:
-        made = _shapes(given.folders[stage] / f"{name}.safetensors")
+        made = stored_shapes(given.folders[stage] / f"{name}.safetensors")
         own = {key: tuple(value.shape) for key, value in net.state_dict().items()}
         for key in sorted(own.keys() | made.keys()):
             if own.get(key) != made.get(key):
@@ -136,7 +148,8 @@ def load_fitting(net: nn.Module, given: Given, stage: str, name: str, field: str
     return given.load(net, stage, name)
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a .safetensors file, by name; nothing else of it is read."""
     with safe_open(path, "pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, a file is no dict
 

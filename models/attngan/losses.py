@@ -1,6 +1,8 @@
 """What AttnGAN's nets minimise: the encoders of DAMSM, the discriminators, the generator (section 3)."""
 
-from torch import Tensor, nn
+from collections.abc import Callable
+
+from torch import Tensor
 
 from models.attngan.config import AttnGANConfig, DAMSMConfig
 from models.blocks.cascade import CascadeOutput
@@ -28,7 +30,7 @@ def damsm_objective(
 def generator_objective(
     config: AttnGANConfig,
     discriminators: Discriminators,
-    image_encoder: nn.Module | None,
+    image_encoder: Callable[[Tensor], PictureEmbedding] | None,
     output: CascadeOutput,
     text: TextFeatures,
     class_ids: Tensor | None,
@@ -39,7 +41,7 @@ def generator_objective(
     image_encoder: pictures to `PictureEmbedding`, frozen, such as nn.Sequential(trunk, encoder); None only when
     damsm_weight is 0. The released order scores the discriminators after their own step.
     """
-    loss, terms = generator_terms(config, discriminators, output, text.sentence)
+    loss, terms = generator_terms(config, discriminators, output, text)
     if config.damsm_weight > 0:
         if image_encoder is None:
             raise ValueError("damsm_weight is above 0 but there is no image encoder: give DAMSM's, or set it to 0")

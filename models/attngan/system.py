@@ -1,13 +1,14 @@
 """AttnGAN as a system, and what every cascade's system shares: its turns and how it samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.attngan.config import AttnGANConfig
-from models.attngan.damsm import STAGE, check_text_dim, evaluating, frozen_image_encoder
+from models.attngan.damsm import STAGE, check_text_dim, evaluating, frozen_image_encoder, look
 from models.attngan.losses import generator_objective
 from models.attngan.networks import Generator
 from models.blocks.cascade import CascadeOutput, CascadeSettings
@@ -27,8 +28,10 @@ from models.contract import (
     seeded_noise,
 )
 from models.losses.cascade import discriminator_objective
+from models.losses.damsm import PictureEmbedding
 
 CascadeT = TypeVar("CascadeT", bound=CascadeSettings)
+AttnGANT = TypeVar("AttnGANT", bound=AttnGANConfig)
 
 
 class CascadeLosses(Generic[CascadeT]):
@@ -42,9 +45,7 @@ class CascadeLosses(Generic[CascadeT]):
         images, text = required(batch)
         with torch.no_grad(), frozen_statistics(nets["generator"]):
             fakes = self.generate(nets, batch, context).images
-        objective = discriminator_objective(
-            self.config, discriminators_of(nets), images, fakes, text.sentence, context.ranks
-        )
+        objective = discriminator_objective(self.config, discriminators_of(nets), images, fakes, text, context.ranks)
         return {"discriminators": objective}
 
     def generator_step(self, nets: Nets, batch: Batch, context: StepContext) -> Mapping[str, Objective]:
@@ -107,7 +108,6 @@ class AttnGAN(CascadeGAN[AttnGANConfig]):
     name = "attngan"
     title = "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks (2018)"
     Config = AttnGANConfig
-    stages = (STAGE,)
     reads = frozenset({"features"})
 
     def build(self, config: AttnGANConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
@@ -121,12 +121,15 @@ class AttnGAN(CascadeGAN[AttnGANConfig]):
             nets |= frozen_image_encoder(config.trunk, config.text_dim, given)
         return nets
 
-    def losses(self, config: AttnGANConfig) -> "AttnGANLosses":
+    def stages(self, config: AttnGANConfig) -> Mapping[str, str]:
+        return {STAGE: "damsm"}
+
+    def losses(self, config: AttnGANConfig) -> "AttnGANLosses[AttnGANConfig]":
         return AttnGANLosses(config)
 
 
-class AttnGANLosses(CascadeLosses[AttnGANConfig]):
-    """Equations 3 to 6, as released."""
+class AttnGANLosses(CascadeLosses[AttnGANT]):
+    """Equations 3 to 6, as released, and those of systems that pay the same."""
 
     def generator_objective(self, nets: Nets, output: CascadeOutput, batch: Batch, context: StepContext) -> Objective:
         _, text = required(batch)
@@ -152,6 +155,6 @@ def discriminators_of(nets: Nets) -> Discriminators:
     return cast(Discriminators, nets["discriminators"])
 
 
-def image_judge(nets: Nets) -> nn.Module | None:
+def image_judge(nets: Nets) -> Callable[[Tensor], PictureEmbedding] | None:
     """Pictures to `PictureEmbedding` by DAMSM's frozen encoder, or None where the system has none."""
-    return nn.Sequential(nets["trunk"], nets["image_encoder"]) if "image_encoder" in nets else None
+    return partial(look, nets) if "image_encoder" in nets else None

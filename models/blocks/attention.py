@@ -18,6 +18,17 @@ def interleaved_padding(padding: Tensor, regions: int) -> Tensor:
     return padding[rows].view(batch, regions, -1)
 
 
+def attend(queries: Tensor, words: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """For each query a mean of words, weighted by softmax over words of un-scaled dot products.
+
+    queries: (B,C,Q); words: (B,T,C); hidden: (B,T,1) or (B,T,Q) bool, True where a word does not count. Returns the
+    means (B,C,Q) and the weights (B,T,Q).
+    """
+    # Words first: the result then needs no transposition back to maps.
+    weights = (words @ queries).masked_fill(hidden, PADDING_LOGIT).softmax(1)
+    return words.transpose(1, 2) @ weights.to(words.dtype), weights
+
+
 class WordAttention(nn.Module):
     """For each region a mean of projected words, weighted by softmax over words of un-scaled dot products.
 
@@ -34,12 +45,9 @@ class WordAttention(nn.Module):
         """h: (B,C,H,W), words: (B,T,D), padding: (B,T) bool. Returns the context (B,C,H,W) and weights (B,T,H,W)."""
         height, width = h.shape[2:]
         projected = self.word_proj(words)
-        # Words first: the result then needs no transposition back to maps.
-        logits = projected @ h.flatten(2)
         if self.legacy_mask:
             hidden = interleaved_padding(padding, height * width).transpose(1, 2)
         else:
             hidden = padding[:, :, None]
-        weights = logits.masked_fill(hidden, PADDING_LOGIT).softmax(1)
-        context = projected.transpose(1, 2) @ weights.to(projected.dtype)
-        return context.unflatten(2, (height, width)), weights.unflatten(2, (height, width))
+        context, weights = attend(h.flatten(2), projected, hidden)
+        return context.view(len(h), -1, height, width), weights.view(len(h), -1, height, width)

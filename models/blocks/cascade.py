@@ -211,8 +211,17 @@ class CascadeGenerator(nn.Module):
         condition, mu, log_variance = self.cond_aug(text.sentence, augmentation)
         h = self.first(condition, shape_noise(drawn, config.noise, config.noise_threshold))
         images, attention = [torch.tanh(self.to_rgb[0](h))], []
+        carried = h
         for stage, to_rgb in zip(self.later, self.to_rgb[1:], strict=True):
             h, weights = stage(h, text, condition)
+            h, carried = self.join(h, carried)
             images.append(torch.tanh(to_rgb(h)))
             attention.append(weights)
         return CascadeOutput(tuple(images), mu, log_variance, tuple(attention))
+
+    def join(self, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+        """A later stage's map (B,C,2H,2W) with what is carried past it, and what is carried on. In AttnGAN nothing is.
+
+        carried: (B,C,H,W), before the first later stage F_0's own map.
+        """
+        return h, carried

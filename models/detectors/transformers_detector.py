@@ -28,7 +28,7 @@ class TransformersDetector:
 
     def __init__(self, folder: Path, settings: DetectorSettings, device: torch.device) -> None:
         _check_folder(folder)
-        self.settings, self.device = settings, device
+        self.settings = settings
         try:
             with _quiet():
                 self.processor, net, report = _load(folder)
@@ -46,6 +46,11 @@ class TransformersDetector:
         self.names = tuple(str(labels.get(place, f"class {place}")) for place in range(max(labels) + 1))
         self.name = f"transformers-{self.net.config.model_type}"
         self.digest = settings_digest(settings, self.names, _folder_digest(folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its net is now."""
+        return next(iter(self.net.parameters())).device
 
     @torch.no_grad()
     def detect(self, pictures: Tensor) -> list[Detections]:

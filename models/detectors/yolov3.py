@@ -145,11 +145,16 @@ class YOLOv3Detector:
         self, net: YOLOv3, settings: DetectorSettings, names: tuple[str, ...], weights: str, device: torch.device
     ) -> None:
         self.net = net.requires_grad_(False).eval().to(device)
-        self.settings, self.names, self.device = settings, names, device
+        self.settings, self.names = settings, names
         self.frame = Frame(settings.side, settings.fit)
         self.name = f"yolov3-{settings.side}-{settings.fit}"
         self.digest = settings_digest(settings, names, weights)
         self.feature_dim = 32 * net.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where its net is now."""
+        return next(self.net.parameters()).device
 
     @torch.no_grad()
     def detect(self, pictures: Tensor) -> list[Detections]:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.blocks.cascade import CascadeOutput, CascadeSettings
-from models.blocks.discriminator import Discriminator, Discriminators, StageJudgement
+from models.blocks.discriminator import Discriminators, StageDiscriminator, StageJudgement
 from models.blocks.norm import own_statistics
-from models.contract import Objective
+from models.contract import Objective, TextFeatures
 from models.losses.adversarial import condition_kl, discriminator_loss, generator_loss
 from models.parallel import Ranks
 
@@ -21,17 +21,27 @@ def picture_pyramid(images: Tensor, sides: tuple[int, ...]) -> tuple[Tensor, ...
     )
 
 
-def mismatched_logits(stage: Discriminator, features: Tensor, sentence: Tensor, ranks: Ranks) -> Tensor:
-    """Conditional logits (M-1,) of real picture i with sentence i + 1, over the batches of all ranks (released).
+def following_captions(text: TextFeatures, ranks: Ranks) -> TextFeatures:
+    """Captions 1 to M-1 of the M captions of all ranks: the partner of real picture i is the caption of i + 1."""
+    words, lengths, sentence = (ranks.gather(local)[1:] for local in (text.words, text.lengths, text.sentence))
+    return TextFeatures(words, lengths, sentence)
 
-    features: (B,C,4,4) of this rank's real pictures; sentence: (B,D). The last picture of all has no partner. Every
-    rank judges all pairs, so that the number of ranks changes neither the pairs nor the batch statistics.
+
+def mismatched_logits(stage: StageDiscriminator, features: Tensor, following: TextFeatures, ranks: Ranks) -> Tensor:
+    """Conditional logits of the M-1 pairs of real picture i with caption i + 1, over the batches of all ranks
+    (released AttnGAN).
+
+    features: (B,C,S,S) of this rank's real pictures; following: see `following_captions`. The last picture of all has
+    no partner. Every rank judges all pairs, so that the number of ranks changes neither the pairs nor the batch
+    statistics.
     """
-    everyone, sentences = ranks.gather(features), ranks.gather(sentence)
+    pictures = ranks.gather(features)[:-1]
     if ranks.size == 1:
-        return stage.cond_head(everyone[:-1], sentences[1:])
+        logits: Tensor = stage.cond_head(pictures, following)
+        return logits
     with own_statistics(stage.cond_head):
-        return stage.cond_head(everyone[:-1], sentences[1:])
+        logits = stage.cond_head(pictures, following)
+        return logits
 
 
 def discriminator_objective(
@@ -39,7 +49,7 @@ def discriminator_objective(
     discriminators: Discriminators,
     images: Tensor,
     fakes: tuple[Tensor, ...],
-    sentence: Tensor,
+    text: TextFeatures,
     ranks: Ranks,
 ) -> Objective:
     """The sum of every stage's loss, for real pictures (B,3,S,S) and fakes of every stage, without their gradient.
@@ -48,15 +58,16 @@ def discriminator_objective(
     """
     losses: list[Tensor] = []
     terms: dict[str, Tensor] = {}
+    following = following_captions(text, ranks) if config.mismatched_pairs else None
     for number, (stage, real, fake) in enumerate(
         zip(discriminators.stages, picture_pyramid(images, config.sides), fakes, strict=True)
     ):
-        assert isinstance(stage, Discriminator)
-        of_real: StageJudgement = stage(real, sentence)
-        of_fake: StageJudgement = stage(fake.detach(), sentence)
+        assert isinstance(stage, StageDiscriminator)
+        of_real: StageJudgement = stage(real, text)
+        of_fake: StageJudgement = stage(fake.detach(), text)
         fake_logits = [of_fake.unconditional, of_fake.conditional]
-        if config.mismatched_pairs:
-            fake_logits.append(mismatched_logits(stage, of_real.features, sentence, ranks))
+        if following is not None:
+            fake_logits.append(mismatched_logits(stage, of_real.features, following, ranks))
         loss = discriminator_loss([of_real.unconditional, of_real.conditional], fake_logits, config.adversarial)
         losses.append(loss)
         terms |= {
@@ -68,12 +79,12 @@ def discriminator_objective(
 
 
 def generator_terms(
-    config: CascadeSettings, discriminators: Discriminators, output: CascadeOutput, sentence: Tensor
+    config: CascadeSettings, discriminators: Discriminators, output: CascadeOutput, text: TextFeatures
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Adversarial terms of every stage plus kl_weight times the KL term, and the parts by name, detached."""
     losses = [
         generator_loss([judged.unconditional, judged.conditional], config.adversarial, config.generator_terms)
-        for judged in discriminators(output.images, sentence)
+        for judged in discriminators(output.images, text)
     ]
     kl = condition_kl(output.mu, output.log_variance)
     terms = {f"stage_{number}": loss.detach() for number, loss in enumerate(losses)} | {"kl": kl.detach()}

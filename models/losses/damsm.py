@@ -47,10 +47,14 @@ class MatchingSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class PictureEmbedding:
-    """What an image encoder says of B pictures: regions (B,R,D) and the whole (B,D)."""
+    """What an image encoder says of B pictures: regions (B,R,D) and the whole (B,D).
+
+    absent: (B,R) bool, True where a picture has no such region, never everywhere in one; None: all are there.
+    """
 
     regions: Tensor
     whole: Tensor
+    absent: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +84,35 @@ class Matching:
         }
 
 
-def word_region_attention(products: Tensor, padding: Tensor, gamma_1: float) -> Tensor:
+def word_region_attention(products: Tensor, padding: Tensor, gamma_1: float, absent: Tensor | None = None) -> Tensor:
     """Weights of a word over regions: softmax over WORDS of the dot products, then over regions of gamma_1 times that.
 
-    products: (...,T,R); padding: (...,T) bool. AttnGAN, equations 8 and 9. Returns (...,T,R).
+    products: (...,T,R); padding: (...,T) bool; absent: (...,R) bool, see `PictureEmbedding`. AttnGAN, equations 8 and
+    9; CPGAN, equations 16 and 17. Returns (...,T,R).
     """
     over_words = products.masked_fill(padding[..., None], PADDING_LOGIT).softmax(-2)
-    return (gamma_1 * over_words).softmax(-1)
+    logits = gamma_1 * over_words
+    return (logits if absent is None else logits.masked_fill(absent[..., None, :], PADDING_LOGIT)).softmax(-1)
 
 
-def own_attention(regions: Tensor, words: Tensor, padding: Tensor, gamma_1: float) -> Tensor:
+def own_attention(
+    regions: Tensor, words: Tensor, padding: Tensor, gamma_1: float, absent: Tensor | None = None
+) -> Tensor:
     """Attention (B,T,R) of each caption over its own picture, zero at padding: for looking at.
 
-    regions: (B,R,D); words: (B,T,D); padding: (B,T) bool.
+    regions: (B,R,D); words: (B,T,D); padding: (B,T) bool; absent: (B,R) bool, see `PictureEmbedding`.
     """
-    weights = word_region_attention(words @ regions.transpose(1, 2), padding, gamma_1)
+    weights = word_region_attention(words @ regions.transpose(1, 2), padding, gamma_1, absent)
     return weights.masked_fill(padding[:, :, None], 0.0)
 
 
-def word_scores(regions: Tensor, words: Tensor, padding: Tensor, settings: MatchingSettings) -> Tensor:
-    """gamma_3 R(Q, D) of every picture with every caption (AttnGAN, equations 7 to 11).
+def word_scores(
+    regions: Tensor, words: Tensor, padding: Tensor, settings: MatchingSettings, absent: Tensor | None = None
+) -> Tensor:
+    """gamma_3 R(Q, D) of every picture with every caption (AttnGAN, equations 7 to 11; CPGAN, 15 to 20).
 
-    regions: (M,R,D); words: (N,T,D); padding: (N,T) bool. Returns (M,N). Similarities are un-normalised dot products;
-    each word is compared with its region context by the cosine.
+    regions: (M,R,D); words: (N,T,D); padding: (N,T) bool; absent: (M,R) bool, see `PictureEmbedding`. Returns (M,N).
+    Similarities are un-normalised dot products; each word is compared with its region context by the cosine.
 
     Padding costs nothing: the captions are put in order of length, and only their K words are kept.
     """
@@ -112,16 +122,25 @@ def word_scores(regions: Tensor, words: Tensor, padding: Tensor, settings: Match
         words, padding = words[order], padding[order]
         words = words[~padding]  # K,D
         groups = list(Counter(lengths.tolist()).items())
-        blocks = torch.split(regions, max(1, BLOCK_ELEMENTS // (len(words) * regions.shape[1])))
-        cosines = torch.cat([_word_cosines(block, words, groups, settings.gamma_1) for block in blocks])
+        size = max(1, BLOCK_ELEMENTS // (len(words) * regions.shape[1]))
+        blocks = torch.split(regions, size)
+        hidden = [None] * len(blocks) if absent is None else torch.split(absent, size)
+        cosines = torch.cat(
+            [
+                _word_cosines(block, words, groups, settings.gamma_1, missing)
+                for block, missing in zip(blocks, hidden, strict=True)
+            ]
+        )
         logits = log_sum_over_words(settings.gamma_2 * cosines, padding)[:, order.argsort()]
         return logits * (settings.gamma_3 / settings.gamma_2 if settings.gamma2_root else settings.gamma_3)
 
 
-def _word_cosines(regions: Tensor, words: Tensor, groups: list[tuple[int, int]], gamma_1: float) -> Tensor:
+def _word_cosines(
+    regions: Tensor, words: Tensor, groups: list[tuple[int, int]], gamma_1: float, absent: Tensor | None
+) -> Tensor:
     """Of K words with their region contexts in M pictures: (K,D) and (M,R,D) to (M,K).
 
-    groups: (length, count) of captions of one length, whose words follow one another.
+    groups: (length, count) of captions of one length, whose words follow one another; absent: (M,R).
     """
     pictures, count = regions.shape[:2]
     table = words @ regions.flatten(0, 1).t()  # K,M*R: each caption's words are one piece of memory
@@ -130,7 +149,10 @@ def _word_cosines(regions: Tensor, words: Tensor, groups: list[tuple[int, int]],
         piece.view(captions, length, -1).softmax(1).view_as(piece)
         for piece, (length, captions) in zip(pieces, groups, strict=True)
     ]
-    weights = (gamma_1 * torch.cat(over_words)).view(-1, pictures, count).softmax(2).transpose(0, 1)
+    logits = (gamma_1 * torch.cat(over_words)).view(-1, pictures, count)
+    if absent is not None:
+        logits = logits.masked_fill(absent, PADDING_LOGIT)
+    weights = logits.softmax(2).transpose(0, 1)
     products = table.view(-1, pictures, count).transpose(0, 1)
     product, length = region_contexts(weights, products, words, regions)
     return product / (length * words.norm(dim=1)).clamp_min(EPSILON)
@@ -159,7 +181,9 @@ def matching_losses(
     excluded = None
     if class_ids is not None and settings.mask_same_class:
         excluded = same_class(gather(class_ids))
-    by_word = gather(word_scores(pictures.regions, gather(text.words), gather(text.padding()), settings))
+    by_word = gather(
+        word_scores(pictures.regions, gather(text.words), gather(text.padding()), settings, pictures.absent)
+    )
     by_sentence = sentence_scores(gather(pictures.whole), gather(text.sentence), settings.gamma_3)
     (word_1, word_2), (sentence_1, sentence_2) = (
         [contrast_scores(scores, "image_to_text", excluded) for scores in (table, table.t())]

@@ -24,8 +24,10 @@ class STREAM:
     Config = StreamConfig
     needs = frozenset({"images", "captions"})
     transform = "attngan"
-    stages = ()
     reads = frozenset({"tokens"})
+
+    def stages(self, config: StreamConfig) -> Mapping[str, str]:
+        return {}
 
     def build(self, config: StreamConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "stream", frozen "trunk". Raises ValueError without a vocabulary."""
@@ -57,13 +59,14 @@ class STREAM:
 
         return [Phase("stream", ("stream",), losses)]
 
-    def describe(self, nets: Nets, images: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1, 1] to word indices (B,T) int64, 0 after the description.
+    def describe(self, nets: Nets, batch: Batch) -> Tensor:
+        """`batch.images` to word indices (B,T) int64, 0 after the description.
 
         Its training has no end word, so that a description goes on to the longest length unless it meets a 0.
         """
+        assert batch.images is not None
         with torch.no_grad(), evaluating(nets["stream"]):
-            told = cast(Stream, nets["stream"]).describe(nets["trunk"](images))
+            told = cast(Stream, nets["stream"]).describe(nets["trunk"](batch.images))
         return told.masked_fill((told == 0).cumsum(1) > 0, 0)
 
 

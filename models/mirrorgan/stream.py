@@ -1,16 +1,11 @@
-"""STREAM, MirrorGAN's captioner, and the losses it takes part in (section 3.3)."""
-
-from typing import Literal
+"""STREAM, MirrorGAN's captioner (section 3.3)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks.norm import BatchNorm
 from models.encoders.trunk import ImageTrunk, TrunkFeatures
 from models.mirrorgan.config import StreamConfig
-from models.parallel import OneRank, Ranks
-from models.precision import at_least_float32
 
 BATCH_NORM_MOMENTUM = 0.01
 LONGEST_DESCRIPTION = 20
@@ -83,39 +78,3 @@ class Stream(nn.Module):
     def describe(self, features: TrunkFeatures, steps: int = LONGEST_DESCRIPTION) -> Tensor:
         """Descriptions (B,steps) int64 of B pictures, see `CaptionDecoder.describe`. Wants evaluation mode."""
         return self.decoder.describe(self.encode(features), steps)
-
-
-def stream_loss(
-    logits: Tensor,
-    tokens: Tensor,
-    lengths: Tensor,
-    reduction: Literal["mean", "sum"] = "mean",
-    ranks: Ranks | None = None,
-) -> Tensor:
-    """L_stream, the cross-entropy of the true words (equation 8).
-
-    logits: (B,T,V); tokens: (B,T); lengths: (B,), 1 to T. "mean": over all words of all ranks (released); "sum": over a
-    caption's words, then mean over captions.
-    """
-    ranks = ranks or OneRank()
-    each = F.cross_entropy(at_least_float32(logits).transpose(1, 2), tokens, reduction="none")
-    total = each.masked_fill(_after_end(tokens, lengths), 0.0).sum()
-    if reduction == "sum":
-        return total / len(tokens)
-    # The mean of this over ranks is the mean over all words, however they are spread.
-    return total * ranks.size / ranks.gather(lengths).sum()
-
-
-def word_accuracy(logits: Tensor, tokens: Tensor, lengths: Tensor, ranks: Ranks | None = None) -> Tensor:
-    """Share of true words that are the likeliest given those before them, scalar; shapes as `stream_loss`.
-
-    Its mean over ranks is the share of all words, in [0, 1].
-    """
-    ranks = ranks or OneRank()
-    right = logits.detach().argmax(2) == tokens
-    return (right & ~_after_end(tokens, lengths)).sum() * ranks.size / ranks.gather(lengths).sum()
-
-
-def _after_end(tokens: Tensor, lengths: Tensor) -> Tensor:
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    return steps[None, :] >= lengths[:, None]

@@ -1,5 +1,7 @@
 """MirrorGAN as a system: AttnGAN's cascade with GLAM, whose pictures the frozen STREAM describes again."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from models.attngan.damsm import STAGE as DAMSM_STAGE
@@ -21,7 +23,6 @@ class MirrorGAN(CascadeGAN[MirrorGANConfig]):
     name = "mirrorgan"
     title = "MirrorGAN: Learning Text-to-image Generation by Redescription (2019)"
     Config = MirrorGANConfig
-    stages = (DAMSM_STAGE, STREAM_STAGE)
     reads = frozenset({"features", "tokens"})
 
     def build(self, config: MirrorGANConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
@@ -37,6 +38,9 @@ class MirrorGAN(CascadeGAN[MirrorGANConfig]):
         if config.damsm_weight > 0:
             nets |= frozen_image_encoder(config.trunk, config.text_dim, given)
         return nets
+
+    def stages(self, config: MirrorGANConfig) -> Mapping[str, str]:
+        return {DAMSM_STAGE: "damsm", STREAM_STAGE: "stream"}
 
     def losses(self, config: MirrorGANConfig) -> "MirrorGANLosses":
         return MirrorGANLosses(config)

@@ -46,8 +46,10 @@ class XMCGAN:
     Config = XMCGANConfig
     needs = frozenset({"images", "captions"})
     transform = "xmcgan"
-    stages = ()
     reads = frozenset({"features"})
+
+    def stages(self, config: XMCGANConfig) -> Mapping[str, str]:
+        return {}
 
     def build(self, config: XMCGANConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         nets: dict[str, nn.Module] = {"generator": Generator(config), "discriminator": Discriminator(config)}

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Given, Matcher, TextFeatures
+from models.detectors.contract import DetectorSettings
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
+from models.encoders.regions import DETECTOR
 from models.encoders.trunk import ImageTrunkSettings, find_trunk_weights
-from models.registry import get_trainable
+from models.registry import get_part, get_trainable
 from orchestration.campaigns.execution import SLOT
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.config import Experiment, parse_experiment
@@ -122,6 +124,8 @@ class Needs:
         learned = sum(_bytes(self._nets[name], buffers=False) for name in trained)
         averages = sum(sizes[name] for name in trainable.averages(model))
         parameters = sum(sizes.values()) + sum(_frozen_files(model))
+        if self.base.regions is not None and DETECTOR in trainable.stages(model):
+            parameters += sum(_frozen_files(self.base.regions))
         # Adam keeps two moments (Kingma and Ba, 2015).
         return {
             "nets": parameters,
@@ -167,9 +171,10 @@ class Needs:
 
     @property
     def _text_bytes(self) -> float:
-        for name in self.base.trainable.stages:
-            part, stage = get_trainable(self.base.stages[name].system), self.base.stages[name]
-            if isinstance(part, Matcher):
+        for name in self.base.needed:
+            stage = self.base.stages[name]
+            if isinstance(get_part(stage.system), Matcher):
+                part = get_trainable(stage.system)
                 with torch.device("meta"):
                     nets = part.build(stage.model, Given(WORDS))
                 return sum(_bytes(nets[net]) for net in part.optimizers(stage.model))
@@ -270,6 +275,9 @@ def _frozen_files(settings: Any) -> Iterator[float]:
                 file = find_trunk_weights(value)
             elif isinstance(value, PretrainedImageSettings):
                 file = find_weights(value) if getattr(settings, "uses_pretrained", False) else None
+            elif isinstance(value, DetectorSettings):
+                given = Path(value.weights).expanduser()
+                file = given if given.is_file() else None  # a folder's are counted nowhere
             else:
                 continue
         except WeightsMissing:  # said when it is prepared

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from models.contract import Matcher
-from models.registry import get_trainable, system_names
+from models.registry import get_part, system_names
 from orchestration.config import Experiment
 from orchestration.data.sources import parse_source
 from orchestration.errors import RequestError
@@ -172,7 +172,8 @@ def base_experiments(table: Table, scale: Scale, data: Sequence[str] = ()) -> di
         changes["training.kimg"] = scale.kimg
         changes |= {f"training.{what}_kimg": scale.kimg for what in ("checkpoint", "picture")}
     if scale.part_kimg is not None:
-        changes |= {f"stages.{name}.training.kimg": scale.part_kimg for name in experiment.stages}
+        trained = [name for name, stage in experiment.stages.items() if stage.training is not None]
+        changes |= {f"stages.{name}.training.kimg": scale.part_kimg for name in trained}
     return {experiment.recipe: experiment.replace({**changes, **scale.changes.get(table.system, {})})}
 
 
@@ -222,7 +223,7 @@ def measures_of(table: Table, scale: Scale, recipes: Sequence[str]) -> list[Meas
     for name, column in table.columns.items():
         if not any(name in row.published for row in table.rows.values()):
             continue  # a reference's alone
-        made = _own(name, column) if scale.published else _stand_in(table.system, name, column, recipes[0])
+        made = _own(name, column) if scale.published else _stand_in(name, column, recipes[0])
         if made is None or made.recipe not in recipes:
             continue
         known = found.get((made.recipe, made.figure))
@@ -265,8 +266,9 @@ def _own(name: str, column: Column) -> Measure | None:
     )
 
 
-def _stand_in(system: str, name: str, column: Column, recipe: str) -> Measure | None:
-    matcher = any(isinstance(get_trainable(part), Matcher) for part in get_trainable(system).stages)
+def _stand_in(name: str, column: Column, recipe: str) -> Measure | None:
+    experiment = get_recipe(recipe)
+    matcher = any(isinstance(get_part(experiment.stages[part].system), Matcher) for part in experiment.needed)
     for choice in STAND_INS.get(column.metric, ()):
         if matcher or not choice.matcher:
             shown = column.metric if column.protocol == UNKNOWN else f"{column.metric}/{column.protocol}"

@@ -1,15 +1,17 @@
 """Batches by position: the samples of the global batch at any point of training, or a rank's part of them."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, TextFeatures, Tokens
+from models.contract import Batch, Objects, Regions, TextFeatures, Tokens
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
+from orchestration.data.objects import StoredObjects
 from orchestration.data.pictures import Pictures
+from orchestration.data.regions import RegionFeatures
 from orchestration.data.sampler import SeededOrder, derive_seed, mix
 from orchestration.errors import RequestError, RunError
 
@@ -21,7 +23,8 @@ class CaptionedPictures:
     """Pixels and captions of one split: the images that have both, in the order of the captions.
 
     pictures: may hold more images; index: every one of its images must be in `pictures` and have a caption; features,
-    tokens: how systems read the captions of the index, None where none does.
+    tokens: how systems read the captions of the index, None where none does; objects, regions: of the index's images,
+    None where no system reads them; there may be regions of more images.
     Raises RunError or RequestError where that does not hold.
     """
 
@@ -31,8 +34,11 @@ class CaptionedPictures:
         index: CaptionIndex,
         features: CaptionFeatures | None = None,
         tokens: CaptionTokens | None = None,
+        objects: StoredObjects | None = None,
+        regions: RegionFeatures | None = None,
     ) -> None:
         self.pictures, self.index, self.features, self.tokens = pictures, index, features, tokens
+        self.objects, self.regions = objects, regions and regions.of(index.image_ids)
         place = {image_id: row for row, image_id in enumerate(pictures.image_ids.tolist())}
         try:
             self._rows = np.array([place[image_id] for image_id in index.image_ids.tolist()], np.int64)
@@ -43,6 +49,10 @@ class CaptionedPictures:
         if features is not None and len(features.rows) != len(index.texts):
             raise RunError(
                 "captions and features were prepared from different data: delete the stages folder and repeat"
+            )
+        if objects is not None and not np.array_equal(objects.image_ids, index.image_ids):
+            raise RunError(
+                "captions and objects were prepared from different data: delete the stages folder and repeat"
             )
         silent = np.flatnonzero(np.diff(index.starts) < 1)
         if len(silent):
@@ -70,6 +80,24 @@ class CaptionedPictures:
         if seed is None:
             return torch.from_numpy(self.pictures.still(rows))
         return torch.from_numpy(self.drawn(items, _draws(seed, items), self.pictures.transform.flip))
+
+    def still(self, items: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
+        """Held-out samples: the centre of these pictures, and of one caption each (B places in the index) the first
+        words."""
+        images = self.pictures.transform.normalise(self.pixels(items))
+        return replace(self.without_pixels(items, captions), images=images)
+
+    def without_pixels(self, items: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
+        """The same, but for the pictures."""
+        return Batch(
+            torch.from_numpy(self.image_ids[items]),
+            None,
+            self.features.take(captions) if self.features else None,
+            self.tokens.take(captions) if self.tokens else None,
+            torch.from_numpy(self.index.class_ids[items]),
+            self.objects.take(items) if self.objects else None,
+            self.regions.batch(items) if self.regions else None,
+        )
 
     def drawn(self, items: NDArray[np.int64], draws: NDArray[np.float64], flip: bool) -> NDArray[np.uint8]:
         """uint8 (B,3,H,W), cut and flipped by `draws` (B,3)."""
@@ -107,21 +135,29 @@ class TrainingStream:
         # Here and not in the thread: torch would start a second set of compute threads there.
         images = self.data.pictures.transform.normalise(torch.from_numpy(loaded.pixels))
         return Batch(
-            torch.from_numpy(loaded.image_ids), images, loaded.text, loaded.tokens, torch.from_numpy(loaded.class_ids)
+            torch.from_numpy(loaded.image_ids),
+            images,
+            loaded.text,
+            loaded.tokens,
+            torch.from_numpy(loaded.class_ids),
+            loaded.objects,
+            loaded.regions,
         )
 
     def _load(self, start: int, count: int) -> "_Loaded":
         positions = np.arange(start, start + count, dtype=np.int64)
         items = self.order.items(positions)
-        data, index = self.data, self.data.index
+        data, index, draws = self.data, self.data.index, _draws(self.seed, positions)
         owned = index.starts[items + 1] - index.starts[items]
         captions = index.starts[items] + (mix(self.seed, CAPTION, positions) % owned.astype(np.uint64)).astype(np.int64)
         return _Loaded(
             data.image_ids[items],
             index.class_ids[items],
-            data.drawn(items, _draws(self.seed, positions), self.flip),
+            data.drawn(items, draws, self.flip),
             data.features.take(captions) if data.features else None,
             data.tokens.take(captions, mix(self.seed, WORDS, positions)) if data.tokens else None,
+            data.objects.take(items, draws, self.flip) if data.objects else None,
+            data.regions.batch(items) if data.regions else None,
         )
 
 
@@ -132,6 +168,8 @@ class _Loaded:
     pixels: NDArray[np.uint8]
     text: TextFeatures | None
     tokens: Tokens | None
+    objects: Objects | None
+    regions: Regions | None
 
 
 def held_out_captions(captions: CaptionIndex, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

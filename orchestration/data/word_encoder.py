@@ -1,7 +1,8 @@
-"""The text encoder that a trained part is: captions to features by its own vocabulary, from one folder."""
+"""What a trained part's folder says of it, and the text encoder that one is: captions to features by its vocabulary."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models.contract import Given, Matcher, TextFeatures, Tokens
+from models.encoders.text import TextEncoder
 from models.registry import get_trainable
+from orchestration.data.features import Encoder
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
 from orchestration.errors import RequestError
 from orchestration.stages import file_sha256, short_hash, write_atomically
@@ -53,10 +56,18 @@ class WordEncoder:
         return self
 
 
-def describe_part(folder: Path, system: str, model: dict[str, Any], vocabulary: Vocabulary, longest: int) -> None:
-    """Write beside a part's weights what `open_word_encoder` needs to read captions with them."""
-    save_vocabulary(vocabulary, folder / VOCABULARY)
-    write_atomically(folder / PART, json.dumps({"system": system, "model": model, "longest": longest}, sort_keys=True))
+def describe_part(
+    folder: Path, system: str, model: dict[str, Any], vocabulary: Vocabulary | None = None, longest: int | None = None
+) -> None:
+    """Write beside a part's weights which part it is and, of one that reads words, what `open_word_encoder` needs.
+
+    vocabulary: None for one that reads no words; longest: words of a caption that it reads.
+    """
+    said: dict[str, Any] = {"system": system, "model": model}
+    if vocabulary is not None:
+        save_vocabulary(vocabulary, folder / VOCABULARY)
+        said["longest"] = longest
+    write_atomically(folder / PART, json.dumps(said, sort_keys=True))
 
 
 def open_word_encoder(folder: Path) -> WordEncoder:
@@ -79,3 +90,17 @@ def open_word_encoder(folder: Path) -> WordEncoder:
             f"the text encoder in {folder} cannot be read ({error}): restore the folder, or train the part again"
         ) from error
     return WordEncoder(folder, part, nets, vocabulary, int(described["longest"]))
+
+
+def reopening(encoder: Encoder, encoders: Path) -> Callable[[], Encoder] | None:
+    """What opens the encoder in another process, which has another current folder; None for one that cannot be.
+
+    encoders: where packaged ones are unpacked.
+    """
+    if isinstance(encoder, WordEncoder):
+        return partial(open_word_encoder, encoder.folder.resolve())
+    if isinstance(encoder, TextEncoder):
+        folder = Path(encoder.settings.name).expanduser()
+        name = str(folder.resolve()) if folder.is_dir() else encoder.settings.name
+        return partial(TextEncoder, encoder.settings.model_copy(update={"name": name}), encoders.resolve())
+    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from models.contract import Captioner
+from models.contract import NOTHING, Captioner
 from orchestration.config import Experiment
 from orchestration.data.features import CaptionIndex
 from orchestration.data.sources import SCENES, parse_source
@@ -46,7 +46,8 @@ class Context:
     """What metrics are opened with. They say which views they need by opening them here.
 
     weights: paths by name, of FILES, feature nets and detectors; matcher: folder of the trained part that the
-    checkpoint's captions are encoded with, None for another encoder.
+    checkpoint's captions are encoded with, None for another encoder; trained: the preparation of the checkpoint's own
+    training, where other data is judged.
     """
 
     experiment: Experiment
@@ -57,6 +58,7 @@ class Context:
     samples: int
     weights: Mapping[str, str]
     matcher: Path | None = None
+    trained: Preparation | None = None
     views: dict[str, OpenView] = field(default_factory=dict)
 
     @property
@@ -90,8 +92,7 @@ class Context:
 
     def part(self, kind: type) -> str | None:
         """The last of the experiment's trained parts of that kind."""
-        stages = self.experiment.trainable.stages
-        found = [name for name in stages if isinstance(self.preparation._part(name), kind)]
+        found = [name for name in self.experiment.needed if isinstance(self.preparation._part(name), kind)]
         return found[-1] if found else None
 
     @cached_property
@@ -265,8 +266,9 @@ def _matcher_view(context: Context, independent: bool) -> str:
             f"{context.experiment.system} has no encoder of pictures and captions of its own: name an independent one "
             f"with r_precision/dual and --weights {DUAL}=FOLDER"
         )
-    folder, transform = str(context.matcher), context.transform
-    context.views[OWN_MATCHER] = partial(open_matcher_view, folder=folder, transform=transform)
+    folder, trained = str(context.matcher), context.trained or context.preparation
+    given = trained.below(trained.text_part).built_on if trained.text_part else NOTHING
+    context.views[OWN_MATCHER] = partial(open_matcher_view, folder=folder, transform=context.transform, given=given)
     return OWN_MATCHER
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from models.contract import Given
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.features import Encoder
@@ -75,6 +74,7 @@ class Evaluation:
     def __init__(
         self, experiment: Experiment, home: Home, request: Request, encoder: Encoder, progress: Progress = quiet
     ) -> None:
+        self.trained = Preparation(experiment, home, progress, encoder=encoder)
         if request.source is not None:
             experiment = experiment.replace({"data.source": request.source})
         self.experiment, self.home, self.request, self.progress = experiment, home, request, progress
@@ -101,7 +101,9 @@ class Evaluation:
         weights = {**self.experiment.resources.weights, **self.request.weights}
         index, samples = self.data.index, self.request.samples
         matcher = self.encoder.folder if isinstance(self.encoder, WordEncoder) else None
-        return Context(self.experiment, self.preparation, self.split, index, self.seed, samples, weights, matcher)
+        return Context(
+            self.experiment, self.preparation, self.split, index, self.seed, samples, weights, matcher, self.trained
+        )
 
     def checkpoint(self, checkpoint: Checkpoint, run: str) -> list[MetricRecord]:
         """Judge a checkpoint. Raises RequestError for one of another text encoder."""
@@ -112,7 +114,7 @@ class Evaluation:
 
     def untrained(self) -> list[MetricRecord]:
         """Judge the nets before the first step."""
-        source = Untrained(self.experiment, Given(folders=self.preparation.parts))
+        source = Untrained(self.experiment, self.preparation.given)
         return self._judge(source, f"untrained-{self.experiment.identity}", UNTRAINED_ROW, 0)
 
     def real(self) -> list[MetricRecord]:

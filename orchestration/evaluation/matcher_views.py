@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.contract import Batch, Captioner, Given, Matcher, Tokens
+from models.contract import NOTHING, Batch, Captioner, Given, Matcher, Tokens
 from models.encoders.image import WeightsMissing
 from models.encoders.text import PROBE, quiet_loading
 from models.registry import get_trainable
@@ -65,13 +65,11 @@ class TrainedPart:
         return pixels
 
 
-def open_part(
-    folder: Path, device: torch.device, transform: str | None = None, earlier: Mapping[str, Path] | None = None
-) -> TrainedPart:
+def open_part(folder: Path, device: torch.device, transform: str | None = None, given: Given = NOTHING) -> TrainedPart:
     """The part that a stage trained, from the stage's folder.
 
-    transform: of its pictures, None for the part's own; earlier: folders of the stages that it was built on. Raises
-    RequestError when a file is missing or does not fit.
+    transform: of its pictures, None for the part's own; given: the parts that it was built on, where there are any.
+    Raises RequestError when a file is missing or does not fit.
     """
     try:
         vocabulary = load_vocabulary(folder / VOCABULARY)
@@ -79,7 +77,7 @@ def open_part(
         part = get_trainable(described["system"])
         config = part.Config.model_validate(described["model"])
         with torch.random.fork_rng(devices=[]):
-            nets = part.build(config, Given(len(vocabulary), dict(earlier or {})))
+            nets = part.build(config, replace(given, vocabulary_size=len(vocabulary)))
         for name in part.optimizers(config):
             nets[name].load_state_dict(load_file(folder / f"{name}.safetensors"))
         longest = int(described["longest"])
@@ -149,13 +147,21 @@ class MatcherView:
 
 class CaptionerView:
     """A trained `Captioner`, such as MirrorGAN's STREAM: NAME/words (B,T) int64, indices of its vocabulary, 0 after the
-    description. Raises RequestError for a part that describes nothing."""
+    description. Raises RequestError for a part that describes nothing, or regions that were found beforehand."""
 
     notes: tuple[str, ...] = ()
 
     def __init__(self, trained: TrainedPart, name: str = OWN_CAPTIONER) -> None:
-        if not isinstance(trained.part, Captioner):
+        part = trained.part
+        reads = sorted(part.reads)
+        if not isinstance(part, Captioner):
             raise RequestError(f"{trained.part.name} does not describe pictures: give a part that does, such as stream")
+        if "regions" in reads:
+            raise RequestError(
+                f"{trained.part.name} describes regions that were found in the data, and here pictures are drawn: its "
+                "own figures are with its stage (t2i stages show), or give a part that describes pictures, such as "
+                "stream"
+            )
         self.trained, self.name, self.digest = trained, checked_name(name), trained.digest
 
     @torch.inference_mode()
@@ -163,7 +169,9 @@ class CaptionerView:
         """uint8 (B,3,H,W), described."""
 
         def describe(rows: Tensor) -> tuple[Tensor, ...]:
-            told: Tensor = self.trained.part.describe(self.trained.nets, self.trained.pictures(pictures[rows]))
+            shown = self.trained.pictures(pictures[rows])
+            batch = Batch(torch.zeros(len(shown), dtype=torch.int64), shown)
+            told: Tensor = self.trained.part.describe(self.trained.nets, batch)
             return (told,)
 
         (told,) = in_batches(describe, len(pictures))
@@ -285,10 +293,14 @@ def as_float32(embeddings: Tensor) -> Array:
 
 
 def open_matcher_view(
-    device: torch.device, folder: str, name: str = OWN_MATCHER, transform: str | None = None
+    device: torch.device,
+    folder: str,
+    name: str = OWN_MATCHER,
+    transform: str | None = None,
+    given: Given = NOTHING,
 ) -> MatcherView:
-    """Opens a `MatcherView` on the folder of a trained part's stage, in any process."""
-    return MatcherView(open_part(Path(folder), device, transform), name)
+    """Opens a `MatcherView` on the folder of a trained part's stage, in any process; given: what it was built on."""
+    return MatcherView(open_part(Path(folder), device, transform, given), name)
 
 
 def open_captioner_view(

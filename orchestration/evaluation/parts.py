@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Captioner, Matcher, Nets
+from models.contract import Batch, Captioner, Finder, Matcher, Nets
+from models.detectors.contract import Detections
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions
 from orchestration.errors import RequestError, RunError
 from orchestration.evaluation.estimates import figures
+from orchestration.evaluation.finding import found_figures
 from orchestration.evaluation.judging import CPU, Verdict
 from orchestration.evaluation.metric import Asked, Seen
 from orchestration.evaluation.naming import caption_overlap, naming_in_scenes
@@ -25,27 +27,31 @@ OTHERS = 99
 
 
 class PartJudge:
-    """Judges a `Matcher` by R-precision and a `Captioner` by naming, on one held-out split.
+    """Judges a `Matcher` by R-precision, a `Captioner` by naming and a `Finder` by the boxes it finds, on one held-out
+    split.
 
-    samples: pictures, each with one caption, drawn with the seed. R-precision is 1+99, or 1+K where fewer images are
-    judged. Where images share classes, or captions of scenes name the same background, colour and thing, it is also
-    given against captions of other classes: those of the same class may well be true. Raises RequestError for a part
-    that is neither and for fewer than two images, RunError where a captioner's words were not prepared.
+    samples: pictures, each with one caption, drawn with the seed; a finder sees each once. R-precision is 1+99, or 1+K
+    where fewer images are judged. Where images share classes, or captions of scenes name the same background, colour
+    and thing, it is also given against captions of other classes: those of the same class may well be true. Raises
+    RequestError for a part that is none of them and for fewer than two images, RunError where a captioner's words, or
+    the boxes that are to be found, were not prepared.
     """
 
     def __init__(
         self, experiment: Experiment, split: PreparedSplit, samples: int, seed: int, device: torch.device = CPU
     ) -> None:
         self.part = experiment.trainable
-        if not isinstance(self.part, Matcher | Captioner):
+        if not isinstance(self.part, Matcher | Captioner | Finder):
             raise RequestError(
-                f"{experiment.system} neither matches nor describes pictures, so nothing here can judge it: give its "
-                "class embed and encode, or describe (models/contract.py)"
+                f"{experiment.system} neither matches nor describes pictures, nor finds what is in them, so nothing "
+                "here can judge it: give its class embed and encode, describe, or find (models/contract.py)"
             )
         self.seed, self.device = seed, device
         self.data: CaptionedPictures = split.open()
         if isinstance(self.part, Captioner) and self.data.tokens is None:
             raise RunError(f"no word indices were prepared for {experiment.system}: add tokens to what it reads")
+        if isinstance(self.part, Finder) and self.data.objects is None:
+            raise RunError(f"no boxes were prepared for {experiment.system}: add objects to what it reads")
         self.items, self.captions = held_out_captions(self.data.index, samples, seed)
         self.image_ids = self.data.image_ids[self.items]
         if len(np.unique(self.image_ids)) < 2:
@@ -71,6 +77,9 @@ class PartJudge:
             if isinstance(self.part, Captioner):
                 found |= self._name(self.part, nets)
                 protocols.append("naming/caption-overlap" if self.labels is None else "naming/scenes")
+            if isinstance(self.part, Finder):
+                found |= self._find(self.part, nets)
+                protocols.append("finding")
         return Verdict(" ".join(protocols), found, len(self.items))
 
     def _match(self, part: Matcher, nets: Nets) -> list[RPrecision]:
@@ -98,11 +107,20 @@ class PartJudge:
         vocabulary = self.data.tokens.vocabulary
         told = []
         for _, batch in self._batches():
-            assert batch.images is not None
-            told += [vocabulary.decode(row) for row in part.describe(nets, batch.images).tolist()]
+            told += [vocabulary.decode(row) for row in part.describe(nets, batch).tolist()]
         if self.labels is not None:
             return naming_in_scenes(told, self.labels)
         return caption_overlap(told, [self.data.index.texts[caption] for caption in self.captions])
+
+    def _find(self, part: Finder, nets: Nets) -> dict[str, float]:
+        """Of each picture once: one that is judged twice would only seem to be two."""
+        assert self.data.objects is not None
+        items, first = np.unique(self.items, return_index=True)
+        found: list[Detections] = []
+        for _, batch in self._batches(first):
+            assert batch.images is not None
+            found += part.find(nets, batch.images)
+        return found_figures(found, self.data.objects.take(items))
 
     def _classes(self) -> NDArray[np.int64] | None:
         """(samples,) what pictures of one class share; None where every image is a class of its own."""
@@ -111,20 +129,12 @@ class PartJudge:
         classes = self.data.index.class_ids[self.items]
         return None if np.array_equal(classes, self.image_ids) else classes
 
-    def _batches(self) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Places among the samples, and the samples as training would see them, but cut in the centre."""
-        data = self.data
-        for start in range(0, len(self.items), BATCH):
-            places = np.arange(start, min(start + BATCH, len(self.items)), dtype=np.int64)
-            items, captions = self.items[places], self.captions[places]
-            batch = Batch(
-                torch.from_numpy(data.image_ids[items]),
-                data.pictures.transform.normalise(data.pixels(items)),
-                data.features.take(captions) if data.features else None,
-                data.tokens.take(captions) if data.tokens else None,
-                torch.from_numpy(data.index.class_ids[items]),
-            )
-            yield places, batch.to(self.device)
+    def _batches(self, samples: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Places among the samples, and the samples as training would see them, but cut in the centre; None: of all."""
+        wanted = np.arange(len(self.items), dtype=np.int64) if samples is None else samples
+        for start in range(0, len(wanted), BATCH):
+            places = wanted[start : start + BATCH]
+            yield places, self.data.still(self.items[places], self.captions[places]).to(self.device)
 
 
 @contextmanager

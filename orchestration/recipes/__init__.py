@@ -12,6 +12,7 @@ from orchestration.recipes.attngan import (
     attngan_plus_coco14,
     attngan_scenes,
 )
+from orchestration.recipes.cpgan import cpgan_coco14, cpgan_laptop, cpgan_scenes
 from orchestration.recipes.mirrorgan import (
     mirrorgan_coco14_paper,
     mirrorgan_cub,
@@ -38,6 +39,9 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         attngan_plus_coco14,
         attngan_laptop,
         attngan_scenes,
+        cpgan_coco14,
+        cpgan_laptop,
+        cpgan_scenes,
         mirrorgan_cub,
         mirrorgan_cub_paper,
         mirrorgan_coco14_paper,

@@ -136,10 +136,11 @@ def test_discriminators(golden: Load) -> None:
     constants = numbers.meta["constants"]
     config = AttnGANConfig(discriminator_channels=constants["df"], text_dim=constants["text_dim"])
     sentence, nets = numbers["in.sentence"], Discriminators(config).eval()
+    text = TextFeatures(sentence[:, None], torch.ones(len(sentence), dtype=torch.int64), sentence)
     for side, net in zip(config.sides, nets.stages, strict=True):
         load(net, numbers.group(f"w.d{side}"), DISCRIMINATOR_NAMES)
         with torch.no_grad():
-            real, fake = (net(numbers[f"in.{kind}{side}"], sentence) for kind in ("real", "fake"))
+            real, fake = (net(numbers[f"in.{kind}{side}"], text) for kind in ("real", "fake"))
         out = f"out.d{side}."
         numbers.check(f"{out}real_features", real.features)
         for kind, judged in (("real", real), ("fake", fake)):
@@ -152,7 +153,7 @@ def test_discriminators(golden: Load) -> None:
         holder = Discriminators(alone).eval()
         holder.load_state_dict({f"stages.0.{name}": value for name, value in net.state_dict().items()})
         objective = discriminator_objective(
-            alone, holder, numbers[f"in.real{side}"], (numbers[f"in.fake{side}"],), sentence, ONE
+            alone, holder, numbers[f"in.real{side}"], (numbers[f"in.fake{side}"],), text, ONE
         )
         numbers.check(f"{out}loss", objective.loss)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from models.losses.captioning import caption_loss
 from models.mirrorgan import CaptionDecoder, MirrorGANConfig, StreamConfig
 from models.mirrorgan.networks import AttentionStage
-from models.mirrorgan.stream import stream_loss
 
 from .conftest import Load
 from .test_attngan import load, text_of
@@ -60,7 +60,7 @@ def test_stream_loss(golden: Load) -> None:
         numbers["in.cap_lens"],
     )
     logits = decoder(feature, tokens)
-    loss = stream_loss(logits, tokens, lengths)
+    loss = caption_loss(logits, tokens, lengths)
     loss.backward()
     numbers.check("out.loss", loss)
     numbers.check("grad.image_feature", feature.grad)

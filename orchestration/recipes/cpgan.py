@@ -34,13 +34,14 @@ YOLO_REGIONS = RegionSettings(
 FASTEST_REGIONS = RegionSettings(
     detector=DetectorSettings(kind="onnx-fastestdet", weights="fastestdet.onnx", least_score=0.1), trunk=SMALL_TRUNK
 )
-# Low scores and overlapping boxes count too: a captioner with one box a picture has nothing to choose from.
+# Every picture has as many boxes as are asked for, the unlikely ones too, as with YOLOv3's 36: attention over few boxes
+# is high without meaning anything.
 SMALL_DETECTOR = GridDetectorConfig(
     resolution=64,
     channels=8,
     residual_blocks=2,
     feature_dim=64,
-    least_score=0.01,
+    least_score=0.0,
     overlap=0.7,
     optimizer=AdamSettings(learning_rate=4e-3, beta_1=0.9, beta_2=0.999),
 )
@@ -105,7 +106,7 @@ def small_stages(region_dim: int, captioner_kimg: float, damsm_kimg: float) -> d
         embedding_dim=64, text_dim=SMALL_TEXT_DIM, dropout=0.25, memory_hidden_dim=64, memory_dim=32
     )
     damsm = CPGANDAMSMConfig(text=text, trunk=SMALL_TRUNK, resolution=64, region_dim=region_dim)
-    return cpgan_stages(captioner, captioner_kimg, MemoryConfig(resolution=64), damsm, damsm_kimg)
+    return cpgan_stages(captioner, captioner_kimg, MemoryConfig(resolution=64, top_k=30), damsm, damsm_kimg)
 
 
 def cpgan_coco14() -> Experiment:
@@ -172,6 +173,6 @@ def cpgan_scenes() -> Experiment:
         model=small_cpgan(generator_channels=8, region_dim=region_dim),
         data=DataSettings(source=SCENES_OF_THINGS, flip=False),
         regions=RegionSettings(count=9, trunk=SMALL_TRUNK),
-        stages={"detector": detector, **small_stages(region_dim, 12, 8)},
+        stages={"detector": detector, **small_stages(region_dim, 40, 8)},
         training=TrainingSettings(kimg=12, batch_size=32, log_kimg=0.5, picture_kimg=2, checkpoint_kimg=2),
     )

@@ -1,6 +1,7 @@
 """Features of boxes, and the frozen net that finds salient ones and describes them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from models.blocks.boxes import sample_boxes
 from models.contract import Given, StageMissing
 from models.detectors import Detections, DetectorSettings
+from models.detectors.contract import OnePassDetector
 from models.detectors.grid import GridDetector, GridDetectorConfig, GridNet
-from models.detectors.yolov3 import YOLOv3
+from models.detectors.yolov3 import YOLOv3, YOLOv3Detector
 from models.encoders.image import WeightsMissing
 from models.encoders.regions import RegionNet, RegionSettings, open_region_net
 from models.encoders.trunk import ImageTrunk, ImageTrunkSettings
@@ -191,6 +193,39 @@ def test_gradient_flows_to_the_images_by_features_alone(trunk: ImageTrunkSetting
         (gradient,) = torch.autograd.grad(regions.features[row].sum(), images, retain_graph=True)
         assert gradient[row].abs().sum() > 0 and not gradient[1 - row].any()
     assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def yolo_detector() -> YOLOv3Detector:
+    """Random, with some boxes in every picture."""
+    torch.manual_seed(5)
+    settings = DetectorSettings(
+        kind="yolov3", weights="none", side=32, width=2, objectness=0.0, suppression="none", most=20
+    )
+    return YOLOv3Detector(YOLOv3(3, 2), settings, ("a", "b", "c"), "d" * 64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("make", [grid_detector, yolo_detector])
+def test_one_pass_finds_what_two_do(make: Callable[[], OnePassDetector]) -> None:
+    """Of pictures that are bytes: the boxes of `detect`, and the map of `features` with its gradient."""
+    detector, pictures = make(), torch.randint(0, 256, (3, 3, 40, 48), dtype=torch.uint8)
+    images = (pictures.float() / 255).requires_grad_()
+    found, maps = detector.find(images)
+    for one, two in zip(found, detector.detect(pictures), strict=True):
+        assert len(one) > 0 and not one.boxes.requires_grad
+        assert one.boxes.equal(two.boxes) and one.scores.equal(two.scores) and one.classes.equal(two.classes)
+    assert maps.equal(detector.features(pictures))
+    (gradient,) = torch.autograd.grad(maps.square().sum(), images)
+    assert gradient.abs().sum() > 0
+    nothing, empty = detector.find(images[:0])
+    assert nothing == [] and empty.shape == (0, *maps.shape[1:])
+
+
+def test_a_detector_whose_map_it_reads_passes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, passes = grid_detector(), []
+    real = GridNet.features
+    monkeypatch.setattr(GridNet, "features", lambda net, images: passes.append(len(images)) or real(net, images))
+    regions = RegionNet(RegionSettings(count=4), detector)(torch.rand(3, 3, 32, 32) * 2 - 1)
+    assert sum(passes) == 3 and regions.features.abs().sum() > 0
 
 
 def test_a_picture_does_not_depend_on_its_neighbours() -> None:

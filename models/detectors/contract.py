@@ -71,6 +71,16 @@ class RegionDetector(Detector, Protocol):
         ...
 
 
+@runtime_checkable
+class OnePassDetector(RegionDetector, Protocol):
+    """One whose boxes are read from the very map that it gives."""
+
+    def find(self, pictures: Tensor) -> tuple[list[Detections], Tensor]:
+        """`detect` and `features` of float32 pictures (B,3,H,W) in [0, 1] for one pass. Gradient flows to the map, none
+        to the boxes."""
+        ...
+
+
 # What each kind's own publication or released code uses. Hinz, Heinrich and Wermter's evaluation code of Semantic
 # Object Accuracy runs YOLOv3 at 256 (its paper's own cfg says 416), without a threshold on the class score.
 # FastestDet's released test program keeps scores above 0.65 and suppresses at 0.45.

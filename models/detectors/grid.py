@@ -140,7 +140,11 @@ class GridNet(nn.Module):
         return found
 
     def forward(self, images: Tensor) -> GridPrediction:
-        raw: Tensor = self.out(self.features(images))
+        return self.judge(self.features(images))
+
+    def judge(self, features: Tensor) -> GridPrediction:
+        """The same of the deepest map."""
+        raw: Tensor = self.out(features)
         # Half precision would move boxes by a hundredth of the picture.
         rows = at_least_float32(raw).flatten(2).transpose(1, 2)  # B,P,5+C
         grid = (raw.shape[2], raw.shape[3])
@@ -188,15 +192,24 @@ class GridDetector:
     def detect(self, pictures: Tensor) -> list[Detections]:
         """As `Detector.detect`."""
         check_pictures(pictures)
-        found = []
+        return [one for part in self._parts(pictures) for one in self._found(self.net(part))]
+
+    def find(self, pictures: Tensor) -> tuple[list[Detections], Tensor]:
+        """As `OnePassDetector.find`."""
+        found: list[Detections] = []
+        maps = []
         for part in self._parts(pictures):
-            prediction: GridPrediction = self.net(part)
-            if not all(x.isfinite().all() for x in (prediction.boxes, prediction.objectness, prediction.classes)):
-                raise WeightsMissing(
-                    f"{self.name} finds boxes that are no numbers: its weights are damaged, train it again"
-                )
-            found += found_in(prediction, self.net.config)
-        return found
+            maps.append(self.net.features(part))
+            with torch.no_grad():
+                found += self._found(self.net.judge(maps[-1]))
+        return found, torch.cat(maps) if maps else self.features(pictures)
+
+    def _found(self, prediction: GridPrediction) -> list[Detections]:
+        if not all(x.isfinite().all() for x in (prediction.boxes, prediction.objectness, prediction.classes)):
+            raise WeightsMissing(
+                f"{self.name} finds boxes that are no numbers: its weights are damaged, train it again"
+            )
+        return found_in(prediction, self.net.config)
 
     def features(self, pictures: Tensor) -> Tensor:
         """As `RegionDetector.features`: the net's deepest map, an eighth of the side it learned from."""

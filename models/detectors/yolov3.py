@@ -109,7 +109,10 @@ class YOLOv3(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """(B,N,5+classes), N = 3 (S/32)^2 (1 + 4 + 16): centre x, centre y, width, height in pixels, objectness and
         class scores in [0, 1]. Rows go by stride from 32 to 8, then row by row of the map, then by anchor."""
-        deep, middle, fine = self.backbone(pictures)
+        return self.judge(*self.backbone(pictures))
+
+    def judge(self, deep: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+        """The same of the backbone's maps."""
         trunk, raw_32 = self.head_32(deep)
         trunk, raw_16 = self.head_16(torch.cat([_double(self.lateral_16(trunk)), middle], 1))
         _, raw_8 = self.head_8(torch.cat([_double(self.lateral_8(trunk)), fine], 1))
@@ -162,6 +165,17 @@ class YOLOv3Detector:
         check_pictures(pictures)
         height, width = pictures.shape[-2:]
         return [self._found(rows.cpu(), height, width) for part in self._parts(pictures) for rows in self.net(part)]
+
+    def find(self, pictures: Tensor) -> tuple[list[Detections], Tensor]:
+        """As `OnePassDetector.find`."""
+        height, width = pictures.shape[-2:]
+        found, maps = [], []
+        for part in self._parts(pictures):
+            levels = self.net.backbone(part)
+            maps.append(levels[0])
+            with torch.no_grad():
+                found += [self._found(rows.cpu(), height, width) for rows in self.net.judge(*levels)]
+        return found, torch.cat(maps) if maps else self.features(pictures)
 
     def features(self, pictures: Tensor) -> Tensor:
         """As `RegionDetector.features`: Darknet-53's last map, a thirty-second of the input's side."""

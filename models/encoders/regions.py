@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from models.blocks.boxes import sample_boxes
 from models.contract import Given, Regions, Settings, StageMissing
-from models.detectors.contract import Detections, Detector, DetectorSettings, RegionDetector, file_digest
+from models.detectors.contract import (
+    Detections,
+    Detector,
+    DetectorSettings,
+    OnePassDetector,
+    RegionDetector,
+    file_digest,
+)
 from models.detectors.grid import open_grid_detector
 from models.detectors.opening import open_detector
 from models.encoders.trunk import RANDOM, ImageTrunk, ImageTrunkSettings, find_trunk_weights
+from models.precision import at_least_float32
 
 DETECTOR = "detector"
 """The trained part that finds boxes, where no published detector does."""
@@ -115,9 +123,16 @@ class RegionNet(nn.Module):
     def forward(self, images: Tensor) -> Regions:
         """Images (B,3,H,W) in [-1, 1] to the `count` most confident boxes of each, or as many as there are.
 
-        Boxes, scores and counts are without gradient, of the images rounded to bytes; the features' gradient flows to
-        the images, which are read as they are.
+        Boxes, scores and counts are without gradient, the features' gradient flows to the images. A detector whose
+        boxes and features come from one map passes once, over the images as they are; else boxes are of the images
+        rounded to bytes, which is what other detectors take.
         """
+        if self.trunk is None and isinstance(self.detector, OnePassDetector):
+            # The same boxes whatever precision the training around it has.
+            with torch.autocast(images.device.type, enabled=False):
+                found, maps = self.detector.find((at_least_float32(images) + 1) / 2)
+            boxes, scores, counts = self._kept(found, images.device)
+            return Regions(boxes, self._read(images, maps, boxes, counts), scores, counts)
         boxes, scores, counts = self._find(images)
         return Regions(boxes, self.describe(images, boxes, counts), scores, counts)
 
@@ -127,12 +142,15 @@ class RegionNet(nn.Module):
         Each is pooled over samples x samples points, see `sample_boxes`.
         """
         if self.trunk is not None:
-            maps, placed = self.trunk(images).regions, boxes
-        else:
-            detector = self.detector
-            assert isinstance(detector, RegionDetector)
-            maps = detector.features((images + 1) / 2)
-            placed = detector.on_map(boxes.flatten(0, 1), images.shape[2], images.shape[3]).view_as(boxes)
+            return self._read(images, self.trunk(images).regions, boxes, counts)
+        assert isinstance(self.detector, RegionDetector)
+        return self._read(images, self.detector.features((images + 1) / 2), boxes, counts)
+
+    def _read(self, images: Tensor, maps: Tensor, boxes: Tensor, counts: Tensor) -> Tensor:
+        placed = boxes
+        if self.trunk is None:
+            assert isinstance(self.detector, RegionDetector)
+            placed = self.detector.on_map(boxes.flatten(0, 1), images.shape[2], images.shape[3]).view_as(boxes)
         read = sample_boxes(maps, placed, self.settings.samples)
         features = read.mean(2) if self.settings.pooling == "mean" else read.amax(2)
         places = torch.arange(boxes.shape[1], device=boxes.device)
@@ -145,13 +163,16 @@ class RegionNet(nn.Module):
         # The same boxes whatever precision the training around it has.
         with torch.autocast(images.device.type, enabled=False):
             found = self.detector.detect(pictures)
+        return self._kept(found, images.device)
+
+    def _kept(self, found: list[Detections], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         count = self.settings.count
         boxes, scores = torch.zeros(len(found), count, 4), torch.zeros(len(found), count)
         counts = torch.tensor([min(len(one), count) for one in found], dtype=torch.int64)
         for row, one in enumerate(found):
             best = _best(one, count)
             boxes[row, : len(best)], scores[row, : len(best)] = best.boxes, best.scores
-        return boxes.to(images.device), scores.to(images.device), counts.to(images.device)
+        return boxes.to(device), scores.to(device), counts.to(device)
 
 
 def _best(found: Detections, count: int) -> Detections:

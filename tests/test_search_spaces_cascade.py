@@ -86,6 +86,11 @@ def test_values_elsewhere_are_those_of_the_recipe_for_coco() -> None:
 
 
 def test_paper_values_are_those_of_the_recipe_by_the_paper() -> None:
+    cpgan = get_recipe("cpgan_coco14")
+    papers = {label: known for label, known in load_space("cpgan").parameters.items() if known.paper is not None}
+    for label, parameter in papers.items():
+        assert {value_at(cpgan, field) for field in parameter.fields} == {parameter.paper}, label
+    assert len(papers) >= 15
     base = get_recipe("mirrorgan_cub_paper")
     checked = 0
     for label, parameter in load_space("mirrorgan").parameters.items():

@@ -4,7 +4,8 @@ Convention: each rank computes a loss whose MEAN over ranks is the global loss, 
 over ranks. Every function here is exact under that convention, and the identity on one rank.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.precision import at_least_float32
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread: sums that threads share are rounded otherwise, and where cores are scarce threads
+    wait for one another longer than a small kernel takes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Ranks(Protocol):

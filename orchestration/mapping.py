@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from models.parallel import one_thread
 from orchestration.cluster import ray_cluster
 from orchestration.data.shard_tasks import Failed, TaskDied, free_cores, run_in_actors
 from orchestration.errors import RequestError, RunError
@@ -116,17 +116,6 @@ def join_blocks(files: Sequence[Path], name: str, out: Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch computes with one thread: sums that threads share are rounded otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from models.detectors.contract import Detections, file_digest, one_by_one
 from models.detectors.framing import Frame, check_pictures
 from models.detectors.grid_loss import GridPrediction, cell_centres, detector_objective
 from models.encoders.image import WeightsMissing, existing, fill
+from models.parallel import one_thread
 from models.precision import at_least_float32
 
 STAGE, NET = "grid_detector", "detector"
@@ -192,16 +193,18 @@ class GridDetector:
     def detect(self, pictures: Tensor) -> list[Detections]:
         """As `Detector.detect`."""
         check_pictures(pictures)
-        return [one for part in self._parts(pictures) for one in self._found(self.net(part))]
+        with one_thread():
+            return [one for part in self._parts(pictures) for one in self._found(self.net(part))]
 
     def find(self, pictures: Tensor) -> tuple[list[Detections], Tensor]:
         """As `OnePassDetector.find`."""
         found: list[Detections] = []
         maps = []
-        for part in self._parts(pictures):
-            maps.append(self.net.features(part))
-            with torch.no_grad():
-                found += self._found(self.net.judge(maps[-1]))
+        with one_thread():
+            for part in self._parts(pictures):
+                maps.append(self.net.features(part))
+                with torch.no_grad():
+                    found += self._found(self.net.judge(maps[-1]))
         return found, torch.cat(maps) if maps else self.features(pictures)
 
     def _found(self, prediction: GridPrediction) -> list[Detections]:

@@ -112,6 +112,9 @@ def test_a_space_of_another_system_is_refused() -> None:
     )
 
 
+OF_MEMORY = ("memory_top_k", "memory_unknown", "fusion", "sentence", "memory_hidden_dim", "memory_dim")
+
+
 class TestChosen:
     FIELDS: ClassVar[dict[str, Any]] = {"a": {"mode": "b", "steps": 2, "deep": 0.5, "free": 2.0}}
 
@@ -207,6 +210,10 @@ class TestDocumented:
         }
         assert conditions == {
             "attngan/noise_threshold": "noise is truncated",
+            **dict.fromkeys((f"cpgan/{name}" for name in OF_MEMORY), "mate is True"),
+            "cpgan/patches": "fgcd is True",
+            "cpgan/unconditional": "fgcd is True",
+            "cpgan/noise_threshold": "noise is truncated or truncated_first_of_four",
             "mirrorgan/sentence_axis": "global_attention is True",
             "mirrorgan/extra_convolutions": "global_attention is True",
             "xmcgan/lambda_3": "image_losses is discriminator or pretrained or both",

@@ -1,10 +1,11 @@
 """Stages that read regions: their keys, their order, regions of one's own, how parts are judged, and refusals."""
 
 import json
-import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,12 @@ def one_thread() -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Shared: what one test had made, others find."""
     return Home(tmp_path_factory.mktemp("home"))
+
+
+def find_here(maker: Callable[[], Callable[[range], dict[str, Any]]]) -> dict[str, Any]:
+    """What a worker that is made here finds in the first pictures."""
+    torch.set_num_threads(1)
+    return maker()(range(20))
 
 
 class TestStages:
@@ -122,7 +129,8 @@ class TestStages:
         """What Ray is handed crosses processes."""
         again = Given(folders=prepare(captioner(), home).below("captioner").parts, regions=prepared.given.regions)
         maker = partial(_open_worker, prepared.train.open, again, open_region_net(again).digest, "cpu")
-        found = pickle.loads(pickle.dumps(maker))()(range(20))  # noqa: S301  (written here)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            found = pool.submit(find_here, maker).result(timeout=120)
         kept = open_regions(Path(str(prepared.train.regions)))
         for name in ("boxes", "features", "scores", "counts"):
             assert np.array_equal(found[name], getattr(kept, name))

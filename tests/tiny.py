@@ -454,8 +454,8 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         str(features),
         None if found is None else str(features),
         source,
-        objects=objects and str(objects),
-        regions=regions and str(regions),
+        objects=str(objects) if objects else None,
+        regions=str(regions) if regions else None,
     )
 
 

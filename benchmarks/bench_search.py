@@ -3,7 +3,7 @@
 The objective is fid/scenes-net of XMC-GAN at 32 px after BUDGET kimg, over two learning rates and a temperature, whose
 ranges are the documented ones and hold bad values too. Random search trains TRIALS points whole. Halving starts at a
 quarter of the budget with points by TPE and goes on until one whole trial is as good as random's best, or until it has
-used LIMIT times as much. Both begin with one random point instead of the paper's. Every trial is really trained,
+used LIMIT times as much. Each begins with a random point, not the paper's. Every trial is really trained,
 one after the other, in this process with one thread. Printed: for each seed the kimg that halving needed over those
 random search used (above LIMIT: not reached), and their median.
 
@@ -76,7 +76,7 @@ class Search:
         self.ledger = Ledger.create(folder, {})
         self.given = Given(base, space, prepared, folder, parent, tracker.home, None)
         plan = settings(method, seed)
-        draw = random.Random(seed)
+        draw = random.Random(f"{method} {seed}")
         first = {name: known.at(draw.random()) for name, known in space.parameters.items()}
         proposer = Proposer(space, plan, folder, method, None, first)
         self.conductor = Conductor(self.ledger, plan, space, proposer)

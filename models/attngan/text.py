@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.attngan.config import TextEncoderSettings
+from models.blocks.noise import drop
 from models.contract import TextFeatures
 
 
@@ -50,10 +51,4 @@ class TextEncoder(nn.Module):
 
     def _drop(self, embedded: Tensor, noise: Tensor | None) -> Tensor:
         rate = self.settings.dropout
-        if not self.training or rate == 0:
-            return embedded
-        if noise is None:
-            return nn.functional.dropout(embedded, rate)
-        threshold = torch.special.ndtri(torch.tensor(rate, dtype=torch.float64)).item()
-        kept = (noise > threshold).view_as(embedded)
-        return embedded * kept / (1 - rate)
+        return drop(embedded, rate, noise) if self.training and rate > 0 else embedded

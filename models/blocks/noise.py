@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NoiseShape = Literal["normal", "truncated", "truncated_first_of_four"]
@@ -33,3 +34,15 @@ def shape_noise(drawn: Tensor, shape: NoiseShape, threshold: float) -> Tensor:
     candidates = drawn.view(len(drawn), -1, CANDIDATES)
     inside = (candidates.abs() < threshold).to(torch.uint8)
     return candidates.gather(2, inside.argmax(2, keepdim=True)).squeeze(2)
+
+
+def drop(values: Tensor, rate: float, noise: Tensor | None) -> Tensor:
+    """Dropout in training: values (B,...) with a share `rate` of them 0 and the rest as much larger.
+
+    noise: (B, numbers of a row) standard normal numbers that decide what is dropped, so that the number of workers does
+    not change it; None: torch's own generator decides.
+    """
+    if noise is None:
+        return F.dropout(values, rate)
+    threshold = torch.special.ndtri(torch.tensor(rate, dtype=torch.float64)).item()
+    return values * (noise > threshold).view_as(values) / (1 - rate)

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating, known_words, load_fitting
+from models.blocks.noise import drop
 from models.contract import (
     NOTHING,
     AdamSettings,
@@ -213,12 +214,7 @@ class TopDownCaptioner(nn.Module):
 
     def _drop(self, states: Tensor, noise: Tensor | None) -> Tensor:
         rate = self.config.dropout
-        if not self.training or rate == 0:
-            return states
-        if noise is None:
-            return nn.functional.dropout(states, rate)
-        threshold = torch.special.ndtri(torch.tensor(rate, dtype=torch.float64)).item()
-        return states * (noise > threshold).view_as(states) / (1 - rate)
+        return drop(states, rate, noise) if self.training and rate > 0 else states
 
 
 class AttentionCaptioner:

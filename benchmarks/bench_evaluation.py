@@ -84,7 +84,8 @@ def bare_passes(experiment: Experiment, samples: int = SAMPLES, count: bool = Tr
     def passes() -> None:
         for start in range(0, samples, DRAW_BATCH):
             part = slice(start, start + DRAW_BATCH)
-            pictures = checked_bytes(draw(data.text(plan.captions[part]), plan.seeds[part].tolist()))
+            conditions = data.without_pixels(plan.items[part], plan.captions[part])
+            pictures = checked_bytes(draw(conditions, plan.seeds[part].tolist()))
             for first in range(0, len(pictures), view.batch):
                 view._heads(view._prepare(pictures[first : first + view.batch]))
 

@@ -42,8 +42,7 @@ class TextFeatures:
 
     def padding(self) -> Tensor:
         """(B,T) bool, True where there is no word."""
-        steps = torch.arange(self.words.shape[1], device=self.words.device)
-        return steps[None, :] >= self.lengths[:, None]
+        return after_counts(self.lengths, self.words.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,46 @@ class Regions:
 
     def padding(self) -> Tensor:
         """(B,R) bool, True where there is no box."""
-        places = torch.arange(self.boxes.shape[1], device=self.boxes.device)
-        return places[None, :] >= self.counts[:, None]
+        return after_counts(self.counts, self.boxes.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The scene graphs of B pictures: things and stuff as objects, and how they stand to each other.
+
+    classes: (B,N) int64, from 1, what each object is; boxes: (B,N,4), x0, y0, x1, y1 in [0, 1] of the picture as it is
+    shown; counts: (B,) int64, at least 1, so many objects are there; relations: (B,E,3) int64, the subject's place among
+    the objects, the predicate (from 1) and the object's place; links: (B,) int64, so many relations are there. The rest
+    is zero. Class 0 and predicate 0 are no word of any vocabulary: models have them for nodes of their own.
+    """
+
+    classes: Tensor
+    boxes: Tensor
+    counts: Tensor
+    relations: Tensor
+    links: Tensor
+
+    def padding(self) -> Tensor:
+        """(B,N) bool, True where there is no object."""
+        return after_counts(self.counts, self.classes.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The patches that each object of B scene graphs may be made of, the likeliest first.
+
+    patches: (B,N,K,3,S,S), with values as the pictures'; places: (B,N,K) int64, in the patch bank; counts: (B,N) int64,
+    0 to K, so many are there, the rest is zero.
+    """
+
+    patches: Tensor
+    places: Tensor
+    counts: Tensor
+
+
+def after_counts(counts: Tensor, most: int) -> Tensor:
+    """(...,) int64 to (...,most) bool: True at and after each count, where there is only padding."""
+    return torch.arange(most, device=counts.device) >= counts[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +136,7 @@ class Batch:
     of one caption an image, the same one; class_ids: (B,) int64, what images of one class share: the published class,
     or where there is none the image's own id (other captions of an image are no wrong ones); objects: annotated things,
     cut and mirrored as the images are; regions: what the detector found in the uncut centre of the images, whatever cut
-    of them is shown.
+    of them is shown; graphs: cut as the images are; candidates: for the objects of the graphs.
     """
 
     image_ids: Tensor
@@ -109,17 +146,19 @@ class Batch:
     class_ids: Tensor | None = None
     objects: Objects | None = None
     regions: Regions | None = None
+    graphs: Graphs | None = None
+    candidates: Candidates | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def __getitem__(self, rows: slice) -> "Batch":
-        """The samples in `rows`."""
+    def __getitem__(self, rows: slice | Tensor) -> "Batch":
+        """The samples in `rows`: a slice, or their places."""
         return _map_tensors(self, lambda tensor: tensor[rows])
 
 
-DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions)
+DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions, Graphs, Candidates)
 
 
 def _map_tensors(data: DataT, function: Callable[[Tensor], Tensor]) -> DataT:
@@ -218,12 +257,14 @@ class Given:
 
     vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
     NET.safetensors for each net that the stage trained; regions: how salient boxes are found, for those who look for
-    them.
+    them; classes, predicates: how many the scene graphs have, 0 where none are read.
     """
 
     vocabulary_size: int = 0
     folders: Mapping[str, Path] = field(default_factory=dict)
     regions: "RegionSettings | None" = None
+    classes: int = 0
+    predicates: int = 0
 
     def load(self, net: nn.Module, stage: str, name: str) -> nn.Module:
         """`net` with the stage's weights, frozen, in evaluation mode. On "meta" it stays empty. Raises StageMissing."""
@@ -257,7 +298,7 @@ class Trainable(Protocol[ConfigT]):
     """How the paper made its pictures ready, e.g. "xmcgan": a name in `orchestration.data.transforms`."""
     reads: frozenset[str]
     """What of the data it reads beside images: "features" (`Batch.text`), "tokens" (`Batch.tokens`), "objects",
-    "regions"."""
+    "regions", "graphs", "candidates"."""
 
     def stages(self, config: ConfigT) -> Mapping[str, str]:
         """The parts that it is built from, in order: a key of `Experiment.stages`, and which part must be there."""
@@ -341,8 +382,9 @@ class Gathered(Protocol[ConfigT]):
 class System(Trainable[ConfigT], Protocol[ConfigT]):
     """One paper's GAN."""
 
-    def sample(self, nets: Nets, config: ConfigT, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
-        """Pictures (B,3,H,W) in [-1, 1] for B captions and B seeds; the same seed and caption give the same picture."""
+    def sample(self, nets: Nets, config: ConfigT, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+        """Pictures (B,3,H,W) in [-1, 1] for B seeds and what they are conditioned on: a batch without images, with
+        what the system reads of captions or graphs. The same seed and condition give the same picture."""
         ...
 
 

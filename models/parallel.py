@@ -90,6 +90,17 @@ def current_ranks() -> Ranks:
     return OneRank()
 
 
+def mean_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
+    """The mean of values (M,...), of which ranks may have different numbers, such as the objects of their pictures.
+
+    The sum of this rank's over the mean count of all ranks: its mean over ranks is the mean of everyone's values. 0
+    where nobody has any.
+    """
+    count = values.new_tensor(float(values.numel()), dtype=torch.float64)
+    ranks.average_([count])
+    return values.sum() / count.clamp(min=1 / ranks.size).to(values.dtype)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, rank: int, size: int) -> Tensor:
@@ -110,45 +121,52 @@ class _Gather(torch.autograd.Function):
         return gradient[start : start + ctx.rows], None, None
 
 
-def normalise_over_ranks(x: Tensor, epsilon: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+def normalise_over_ranks(x: Tensor, epsilon: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Batch normalisation without affine, statistics over the batches of all ranks.
 
-    x: (B,C,...), the same B on every rank. Returns the normalised x, and the mean and the biased variance (C,).
-    torch's SyncBatchNorm does the same on GPUs only.
+    x: (B,C,...), on each rank with its own B, which may be 0. Returns the normalised x, the mean and the biased variance
+    (C,), and how many numbers of a channel all ranks have (). torch's SyncBatchNorm does the same on GPUs only.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _NormaliseOverRanks.apply(x, epsilon, ranks.size)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _NormaliseOverRanks.apply(x, epsilon, ranks.size)  # type: ignore[no-untyped-call]
     return result
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, epsilon: float, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, epsilon: float, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [0, *range(2, x.dim())]
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        local_variance, local_mean = torch.var_mean(at_least_float32(x), dims, correction=0)
+        wide = at_least_float32(x)
+        local_count = x.numel() // x.shape[1]
+        if local_count:
+            local_variance, local_mean = torch.var_mean(wide, dims, correction=0)
+        else:
+            local_variance = local_mean = wide.new_zeros(x.shape[1])
         # Means and variances, not sums of squares: no cancellation when the mean is large.
-        local = torch.stack([local_mean, local_variance])
+        local = torch.stack([local_mean, local_variance, torch.full_like(local_mean, local_count)])
         parts = [torch.empty_like(local) for _ in range(size)]
         dist.all_gather(parts, local)
-        means, variances = torch.stack(parts).unbind(1)
-        mean = means.mean(0)
-        variance = variances.mean(0) + (means - mean).square().mean(0)
+        means, variances, counts = torch.stack(parts).unbind(1)
+        count = counts.sum(0)
+        shares = counts / count
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean).square())).sum(0)
         inverse_std = torch.rsqrt(variance + epsilon)
         normalised = ((x - mean.view(shape)) * inverse_std.view(shape)).to(x.dtype)
-        ctx.save_for_backward(normalised, inverse_std)
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.size = size
-        return normalised, mean, variance
+        count = count[0]
+        ctx.save_for_backward(normalised, inverse_std, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return normalised, mean, variance, count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-        normalised, inverse_std = ctx.saved_tensors
+        normalised, inverse_std, count = ctx.saved_tensors
         dims = [0, *range(2, gradient.dim())]
         shape = (1, -1) + (1,) * (gradient.dim() - 2)
         wide = at_least_float32(gradient)
-        sums = torch.stack([wide.mean(dims), (wide * normalised).mean(dims)])
+        sums = torch.stack([wide.sum(dims), (wide * normalised).sum(dims)])
         dist.all_reduce(sums)
-        mean_gradient, mean_product = (sums / ctx.size).unbind(0)
+        mean_gradient, mean_product = (sums / count).unbind(0)
         centred = gradient - mean_gradient.view(shape) - normalised * mean_product.view(shape)
         return (centred * inverse_std.view(shape)).to(gradient.dtype), None, None

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.contract import Batch
 from models.encoders.image import WeightsMissing
 from models.encoders.text import TextEncoder
 from orchestration.data.features import Encoder, check_encodable
@@ -69,7 +70,8 @@ class Painter:
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """(B,3,H,W) in [-1, 1] for B prompts and B seeds."""
         check_encodable(prompts)
-        return self._draw(self.encoder(prompts), seeds)
+        conditions = Batch(torch.arange(len(prompts)), text=self.encoder(prompts))
+        return self._draw(conditions, seeds)
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """(B,H,W,3) bytes for B prompts and B seeds."""

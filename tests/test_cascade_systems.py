@@ -74,6 +74,11 @@ def some_batch(count: int = BATCH, seed: int = 0) -> Batch:
     return Batch(torch.arange(count), images, text, tokens, torch.arange(count))
 
 
+def of_text(text: TextFeatures) -> Batch:
+    """Captions as what pictures are conditioned on."""
+    return Batch(torch.arange(len(text.lengths)), text=text)
+
+
 def context(seed: int = 0, count: int = BATCH) -> StepContext:
     return StepContext(
         OneRank(), lambda width: torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
@@ -318,7 +323,7 @@ def test_samples_are_a_function_of_caption_and_seed(system: Any, config: Any, gi
     before = snapshot(net)
 
     def draw(seeds: list[int]) -> Tensor:
-        pictures: Tensor = system.sample({"generator": net}, config, text, seeds)
+        pictures: Tensor = system.sample({"generator": net}, config, of_text(text), seeds)
         return pictures
 
     first = draw([1, 2, 3, 4])
@@ -329,7 +334,7 @@ def test_samples_are_a_function_of_caption_and_seed(system: Any, config: Any, gi
     # The net was in training mode: it still is, its statistics are as before, and no picture knew its neighbours.
     assert net.training and unchanged(net, before)
     alone = TextFeatures(text.words[2:3], text.lengths[2:3], text.sentence[2:3])
-    torch.testing.assert_close(system.sample({"generator": net}, config, alone, [3]), first[2:3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(system.sample({"generator": net}, config, of_text(alone), [3]), first[2:3], atol=1e-5, rtol=1e-5)
     assert torch.equal(net.eval() and draw([1, 2, 3, 4]), first)
 
 
@@ -340,7 +345,7 @@ def test_samples_of_each_noise(noise: str) -> None:
     assert text is not None
     nets = AttnGAN().build(config)
     assert nets.keys() == {"generator", "discriminators"}
-    assert AttnGAN().sample(nets, config, text, [1, 2]).shape == (2, 3, 32, 32)
+    assert AttnGAN().sample(nets, config, of_text(text), [1, 2]).shape == (2, 3, 32, 32)
 
 
 # What was trained before
@@ -468,5 +473,5 @@ def test_a_generator_from_meta_samples(given: Given) -> None:
         empty = AttnGAN().build(ATTNGAN_CONFIG)["generator"]
     filled = empty.to_empty(device="cpu")
     filled.load_state_dict(net.state_dict())
-    own = AttnGAN().sample({"generator": net}, ATTNGAN_CONFIG, text, [1, 2])
-    assert torch.equal(AttnGAN().sample({"generator": filled}, ATTNGAN_CONFIG, text, [1, 2]), own)
+    own = AttnGAN().sample({"generator": net}, ATTNGAN_CONFIG, of_text(text), [1, 2])
+    assert torch.equal(AttnGAN().sample({"generator": filled}, ATTNGAN_CONFIG, of_text(text), [1, 2]), own)

@@ -35,7 +35,7 @@ from tests.tiny import (
     CPU,
     PROVENANCE,
     small_pretrained_nets,
-    some_text,
+    some_conditions,
     tensors_of,
     tiny_experiment,
     tiny_trainer,
@@ -159,10 +159,10 @@ def test_sampling_nets_are_the_averages(trainer: Trainer, original: Path) -> Non
     for net in loaded.values():
         assert not any(module.training for module in net.modules())
         assert not any(parameter.requires_grad for parameter in net.parameters())
-    text = some_text(3, EXPERIMENT.get_system().text_dim(EXPERIMENT.model))
+    conditions = some_conditions(EXPERIMENT, 3)
     with torch.inference_mode():
-        ours = system.sample(loaded, model, text, [1, 2, 3])
-        theirs = system.sample(trainer.state.sampling_nets(), model, text, [1, 2, 3])
+        ours = system.sample(loaded, model, conditions, [1, 2, 3])
+        theirs = system.sample(trainer.state.sampling_nets(), model, conditions, [1, 2, 3])
     assert ours.equal(theirs)
 
 

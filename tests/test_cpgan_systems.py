@@ -27,6 +27,7 @@ from tests.test_cascade_systems import (
     WIDTH,
     WORDS,
     context,
+    of_text,
     snapshot,
     some_batch,
     some_tokens,
@@ -237,7 +238,7 @@ def test_a_gan_trains(changes: dict[str, Any], tmp_path: Path, found_boxes: list
     assert not config.oaie or found_boxes[-1].calls == 2
     text = some_batch(3).text
     assert text is not None
-    pictures = system.sample({"generator": nets["generator"]}, config, text, [1, 2, 3])
+    pictures = system.sample({"generator": nets["generator"]}, config, of_text(text), [1, 2, 3])
     assert pictures.shape == (3, 3, 32, 32) and pictures.abs().max() <= 1
 
 

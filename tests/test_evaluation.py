@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.contract import TextFeatures
+from models.contract import Batch
 from orchestration.cli import run_cli
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
@@ -106,9 +106,9 @@ class Gallery:
         self.pictures = show(signed(judge.data, np.roll(judge.plan.items, turn)))
         self.seeds: list[int] = []
 
-    def __call__(self, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+    def __call__(self, conditions: Batch, seeds: Sequence[int]) -> Tensor:
         start = len(self.seeds)
-        assert len(text.lengths) == len(seeds)
+        assert len(conditions.image_ids) == len(seeds)
         self.seeds += seeds
         return self.pictures[start : start + len(seeds)]
 

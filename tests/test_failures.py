@@ -42,7 +42,7 @@ from tests.distributions import scattered, seen
 from tests.tiny import (
     CPU,
     small_pretrained_nets,
-    some_text,
+    some_conditions,
     tensors_of,
     tiny_data,
     tiny_experiment,
@@ -255,7 +255,7 @@ class TestVariety:
             trainer = tiny_trainer(tiny_experiment(system))
             experiment = trainer.experiment
             draw = drawer(experiment, trainer.state.sampling_nets(), CPU)
-            pictures = checked_bytes(draw(some_text(16, experiment.trainable.text_dim(experiment.model)), range(16)))
+            pictures = checked_bytes(draw(some_conditions(experiment, 16), range(16)))
             assert variety_of(pictures, scenes)["variety/pixels"] > LEAST_SHARE * 65, system
 
     def test_it_is_the_deviation_of_pixels_in_grey_levels(self) -> None:

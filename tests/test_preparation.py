@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.contract import TextFeatures
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.text import TextEncoder, TextEncoderSettings
 from orchestration import preparation as preparation_module
@@ -410,9 +409,9 @@ class TestPainter:
         painter = Painter.load(checkpoint, home.root)
         fresh = painter.draw_float(list(data.index.texts), list(range(5)))
         nets = load_for_sampling(open_checkpoint(checkpoint), torch.device("cpu"))
-        text: TextFeatures = data.text(np.arange(5))
+        conditions = data.without_pixels(data.index.starts.searchsorted(np.arange(5), side="right") - 1, np.arange(5))
         with torch.inference_mode():
-            stored = experiment.get_system().sample(nets, experiment.model, text, list(range(5)))
+            stored = experiment.get_system().sample(nets, experiment.model, conditions, list(range(5)))
         assert torch.allclose(fresh, stored, atol=5e-3)
         assert fresh.std() > 0.01
 

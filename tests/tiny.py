@@ -320,6 +320,13 @@ def _parts_folder() -> Path:
     return folder
 
 
+def some_conditions(experiment: Experiment, count: int) -> Batch:
+    """What `count` pictures may be conditioned on: the first ones of the tiny data, without their pixels."""
+    data = data_for(experiment)
+    items = np.arange(count, dtype=np.int64)
+    return data.without_pixels(items, data.index.starts[items])
+
+
 def some_text(count: int, dim: int = 8, longest: int = 6, seed: int = 0) -> TextFeatures:
     """Random features of `count` captions, padded with zeros."""
     generator = torch.Generator().manual_seed(seed)

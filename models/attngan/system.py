@@ -93,8 +93,10 @@ class CascadeGAN(Generic[CascadeT]):
             Phase("generator", ("generator",), losses.generator_step, fresh_batch=False),
         ]
 
-    def sample(self, nets: Nets, config: CascadeT, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+    def sample(self, nets: Nets, config: CascadeT, conditions: Batch, seeds: Sequence[int]) -> Tensor:
         """The last stage's pictures; needs the generator alone."""
+        text = conditions.text
+        assert text is not None
         noise = seeded_noise(seeds, config.drawn_noise, text.sentence.device)
         with evaluating(nets["generator"]):
             output: CascadeOutput = nets["generator"](text, noise)

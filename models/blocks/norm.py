@@ -50,14 +50,13 @@ class BatchStatistics(nn.Module):
         ranks = current_ranks()
         count = x.numel() // x.shape[1]
         if self.scope == "global" and ranks.size > 1:
-            normalised, mean, variance = normalise_over_ranks(x, self.epsilon, ranks)
+            normalised, mean, variance, all_counts = normalise_over_ranks(x, self.epsilon, ranks)
             if weight is not None and bias is not None:
                 shape = (1, -1) + (1,) * (x.dim() - 2)
                 weight, bias = weight.to(x.dtype).view(shape), bias.to(x.dtype).view(shape)
                 normalised = torch.addcmul(bias, normalised, weight)
             if self.unbiased:
-                count *= ranks.size
-                variance = variance * (count / (count - 1))
+                variance = variance * (all_counts / (all_counts - 1))
         else:
             # With momentum 1 the fused kernel leaves the batch's own statistics in these buffers.
             mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)

@@ -79,7 +79,9 @@ class XMCGAN:
         joint = Phase("joint", ("discriminator", "generator"), losses.joint_step)
         return [d_step] * (config.discriminator_steps - 1) + [joint]
 
-    def sample(self, nets: Nets, config: XMCGANConfig, text: TextFeatures, seeds: Sequence[int]) -> Tensor:
+    def sample(self, nets: Nets, config: XMCGANConfig, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+        text = conditions.text
+        assert text is not None
         noise = seeded_noise(seeds, config.noise_dim, text.sentence.device)
         pictures: Tensor = nets["generator"](text, noise)
         return pictures

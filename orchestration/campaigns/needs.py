@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.contract import Given, Matcher, TextFeatures
+from models.contract import Batch, Given, Matcher, TextFeatures
 from models.detectors.contract import DetectorSettings
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.regions import DETECTOR
@@ -146,6 +146,7 @@ class Needs:
         with torch.device("meta"):
             words = torch.empty(count, base.words.longest, width)
             text = TextFeatures(words, torch.ones(count, dtype=torch.int64), torch.empty(count, width))
+            conditions = Batch(torch.empty(count, dtype=torch.int64), text=text)
         kept: list[Tensor] = []  # alive, so that no two have one address
 
         def keep(tensor: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class Needs:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            drawn = base.get_system().sample(self._nets, base.model, text, range(count))
+            drawn = base.get_system().sample(self._nets, base.model, conditions, range(count))
         own = {_address(tensor) for net in self._nets.values() for tensor in (*net.parameters(), *net.buffers())}
         found = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in [*kept, drawn]}
         half = training.precision == "bfloat16" or (training.precision == "auto" and self.uses_gpu)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.contract import TextFeatures
+from models.contract import Batch
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.sampler import derive_seed
 from orchestration.errors import RequestError
@@ -101,8 +101,8 @@ class Judge:
 def _whole(draw: Draw) -> Draw:
     """The same, but for NaN, which has a type of its own: weights may overflow in the very last step."""
 
-    def checked(text: TextFeatures, seeds: Sequence[int]) -> Tensor:
-        pictures = draw(text, seeds)
+    def checked(conditions: Batch, seeds: Sequence[int]) -> Tensor:
+        pictures = draw(conditions, seeds)
         if pictures.isnan().any():
             raise BrokenPictures("pictures drawn hold NaN: training has diverged, judge an earlier checkpoint")
         return pictures

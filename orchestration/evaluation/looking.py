@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import Given, Nets, TextFeatures
+from models.contract import Batch, Given, Nets
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
 from orchestration.errors import RunError
@@ -27,8 +27,8 @@ DRAW_BATCH = 50
 VERSION = 1
 BLOCKS = "blocks"
 
-Draw = Callable[[TextFeatures, Sequence[int]], Tensor]
-"""B captions' features and B seeds to pictures (B,3,H,W) in [-1, 1]."""
+Draw = Callable[[Batch, Sequence[int]], Tensor]
+"""What B pictures are conditioned on, and B seeds, to pictures (B,3,H,W) in [-1, 1]."""
 
 Take = Callable[[CaptionedPictures, Plan, NDArray[np.int64]], Tensor]
 """The pictures at some places of a plan: uint8 (B,3,H,W)."""
@@ -80,9 +80,8 @@ def drawer(experiment: Experiment, nets: Nets, device: torch.device) -> Draw:
     system = experiment.get_system()
 
     @torch.inference_mode()
-    def draw(text: TextFeatures, seeds: Sequence[int]) -> Tensor:
-        on_device = TextFeatures(text.words.to(device), text.lengths.to(device), text.sentence.to(device))
-        return system.sample(nets, experiment.model, on_device, seeds).float()
+    def draw(conditions: Batch, seeds: Sequence[int]) -> Tensor:
+        return system.sample(nets, experiment.model, conditions.to(device), seeds).float()
 
     return draw
 
@@ -96,7 +95,8 @@ def drawn_by(draw: Draw) -> Take:
         pieces = []
         for start in range(0, len(places), DRAW_BATCH):
             part = places[start : start + DRAW_BATCH]
-            pieces.append(checked_bytes(draw(data.text(plan.captions[part]), plan.seeds[part].tolist())))
+            conditions = data.without_pixels(plan.items[part], plan.captions[part])
+            pieces.append(checked_bytes(draw(conditions, plan.seeds[part].tolist())))
         return torch.cat(pieces)
 
     return take

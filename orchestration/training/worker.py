@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
-from models.contract import Nets, TextFeatures
+from models.contract import Batch, Nets
 from models.parallel import Ranks, current_ranks
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
@@ -263,15 +263,14 @@ class Session:
         if not self.recorder or not hasattr(self.experiment.trainable, "sample"):
             return
         draw = drawer(self.experiment, self.state.sampling_nets(), self.device)
-        pictures = draw(self._grid_text, [GRID_SEED + index for index in range(GRID_PICTURES)])
+        pictures = draw(self._grid_conditions, [GRID_SEED + index for index in range(GRID_PICTURES)])
         self.recorder.picture(self.state.images_seen, pictures, grid_columns(GRID_PICTURES))
 
     @cached_property
-    def _grid_text(self) -> TextFeatures:
-        """Features of the grid's captions: the same for every grid."""
+    def _grid_conditions(self) -> Batch:
+        """What the grid's pictures are drawn from: the same for every grid."""
         data = self.job.prepared.validation.open()
-        _, chosen = held_out_captions(data.index, GRID_PICTURES, GRID_SEED)
-        return data.text(chosen)
+        return data.without_pixels(*held_out_captions(data.index, GRID_PICTURES, GRID_SEED))
 
     def _judge(self) -> Ending | None:
         """Judge and record; what the verdict says of the training's end, if anything."""

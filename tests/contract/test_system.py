@@ -1,6 +1,7 @@
 """What every registered system and part promises: how it builds, what its phases train, how systems sample."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from orchestration.config import Experiment
 from orchestration.errors import RequestError
 from orchestration.training.loop import Trainer
 from orchestration.training.state import TrainingState, build_nets
-from tests.tiny import CARRIED, some_text, tiny_experiment, tiny_given, tiny_settings, tiny_trainer
+from tests.tiny import CARRIED, some_conditions, tiny_experiment, tiny_given, tiny_settings, tiny_trainer
 
 
 def next_batch(trainer: Trainer) -> Batch:
@@ -182,48 +183,50 @@ def trained(system_name: str) -> Trainer:
     return trainer
 
 
-def draw(trainer: Trainer, text: TextFeatures, seeds: list[int]) -> Tensor:
+def draw(trainer: Trainer, conditions: Batch, seeds: list[int]) -> Tensor:
     experiment = trainer.experiment
     with torch.inference_mode():
-        return experiment.get_system().sample(sampler_of(trainer.state, experiment), experiment.model, text, seeds)
+        return experiment.get_system().sample(
+            sampler_of(trainer.state, experiment), experiment.model, conditions, seeds
+        )
 
 
-def rows(text: TextFeatures, chosen: list[int]) -> TextFeatures:
-    return TextFeatures(text.words[chosen], text.lengths[chosen], text.sentence[chosen])
-
-
-def test_sampling_is_a_function_of_caption_and_seed(trained: Trainer) -> None:
-    text = some_text(6, trained.system.text_dim(trained.experiment.model))
-    first = draw(trained, text, [5, 6, 7, 8, 9, 5])
+def test_sampling_is_a_function_of_condition_and_seed(trained: Trainer) -> None:
+    conditions = some_conditions(trained.experiment, 6)
+    first = draw(trained, conditions, [5, 6, 7, 8, 9, 5])
     side = trained.system.resolution(trained.experiment.model)
     assert first.shape == (6, 3, side, side)
     assert first.abs().max() <= 1 and torch.isfinite(first).all()
     torch.manual_seed(0)
-    assert draw(trained, text, [5, 6, 7, 8, 9, 5]).equal(first)
-    for other in draw(trained, text, [15, 16, 17, 18, 19, 2**63 - 1]) - first:
+    assert draw(trained, conditions, [5, 6, 7, 8, 9, 5]).equal(first)
+    for other in draw(trained, conditions, [15, 16, 17, 18, 19, 2**63 - 1]) - first:
         assert other.abs().max() > 1e-3
-    # The same seed with another caption is another picture.
+    # The same seed with another caption or graph is another picture.
     assert (first[0] - first[5]).abs().max() > 1e-4
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(trained: Trainer) -> None:
     """Row by row, in another order and with longer padding: the same up to the rounding of another batch size."""
-    text = some_text(5, trained.system.text_dim(trained.experiment.model))
+    conditions = some_conditions(trained.experiment, 5)
     seeds = [11, 12, 13, 14, 15]
-    together = draw(trained, text, seeds)
-    alone = torch.cat([draw(trained, rows(text, [row]), [seeds[row]]) for row in range(5)])
+    together = draw(trained, conditions, seeds)
+    alone = torch.cat([draw(trained, conditions[row : row + 1], [seeds[row]]) for row in range(5)])
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
     order = [3, 1, 4, 0, 2]
-    turned = draw(trained, rows(text, order), [seeds[row] for row in order])
+    turned = draw(trained, conditions[torch.tensor(order)], [seeds[row] for row in order])
     torch.testing.assert_close(turned, together[order], rtol=0, atol=1e-5)
-    padded = TextFeatures(nn.functional.pad(text.words, (0, 0, 0, 3), value=7.0), text.lengths, text.sentence)
+    text = conditions.text
+    if text is None:
+        return
+    longer = TextFeatures(nn.functional.pad(text.words, (0, 0, 0, 3), value=7.0), text.lengths, text.sentence)
+    padded = replace(conditions, text=longer)
     torch.testing.assert_close(draw(trained, padded, seeds), together, rtol=0, atol=1e-5)
 
 
 def test_sampling_changes_nothing(trained: Trainer) -> None:
     nets = sampler_of(trained.state, trained.experiment)
     before = {name: snapshot(net) for name, net in nets.items()}
-    draw(trained, some_text(3, trained.system.text_dim(trained.experiment.model)), [1, 2, 3])
+    draw(trained, some_conditions(trained.experiment, 3), [1, 2, 3])
     for name, net in nets.items():
         assert all(value.equal(before[name][key]) for key, value in net.state_dict().items())
 

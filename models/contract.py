@@ -4,6 +4,7 @@ Training, evaluation, serving and the report know this module and nothing of any
 writing one class that satisfies `System` and one line in `models.registry`.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -94,9 +95,9 @@ class Graphs:
     """The scene graphs of B pictures: things and stuff as objects, and how they stand to each other.
 
     classes: (B,N) int64, from 1, what each object is; boxes: (B,N,4), x0, y0, x1, y1 in [0, 1] of the picture as it is
-    shown; counts: (B,) int64, at least 1, so many objects are there; relations: (B,E,3) int64, the subject's place among
-    the objects, the predicate (from 1) and the object's place; links: (B,) int64, so many relations are there. The rest
-    is zero. Class 0 and predicate 0 are no word of any vocabulary: models have them for nodes of their own.
+    shown; counts: (B,) int64, at least 1, so many objects are there; relations: (B,E,3) int64, the subject's place
+    among the objects, the predicate (from 1) and the object's place; links: (B,) int64, so many relations are there.
+    The rest is zero. Class 0 and predicate 0 are no word of any vocabulary: models have them for nodes of their own.
     """
 
     classes: Tensor
@@ -278,6 +279,22 @@ class Given:
 
 
 NOTHING = Given()
+PART = "part.json"
+"""Beside a trained part's weights: which part it is and its settings."""
+
+
+def described_config(given: Given, stage: str, config: type[ConfigT]) -> ConfigT:
+    """The settings of the trained part in a stage's folder. Raises StageMissing, and ValueError for another's."""
+    if stage not in given.folders:
+        raise StageMissing(f"{stage} comes from the trained stage {stage!r}, which was not given")
+    file = given.folders[stage] / PART
+    try:
+        return config.model_validate(json.loads(file.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} does not describe a {stage} ({said}): restore that folder, or train it again"
+        ) from error
 
 
 class Trainable(Protocol[ConfigT]):
@@ -321,7 +338,7 @@ class Trainable(Protocol[ConfigT]):
         ...
 
     def text_dim(self, config: ConfigT) -> int:
-        """Width C of the text features this configuration was built for."""
+        """Width C of the text features this configuration was built for; 0 where it reads none."""
         ...
 
     def resolution(self, config: ConfigT) -> int:
@@ -407,6 +424,16 @@ class Captioner(Protocol):
 
     def describe(self, nets: Nets, batch: Batch) -> Tensor:
         """B pictures, or their regions, to word indices (B,T) int64, 0 after the description."""
+        ...
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """A part that says which patches go together: judged by whether those of one picture are nearer to each other."""
+
+    def compare(self, nets: Nets, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Squared distances (P,) of two patches of one picture, and (P,) of the first and a patch of another
+        picture."""
         ...
 
 

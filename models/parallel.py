@@ -124,8 +124,9 @@ class _Gather(torch.autograd.Function):
 def normalise_over_ranks(x: Tensor, epsilon: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Batch normalisation without affine, statistics over the batches of all ranks.
 
-    x: (B,C,...), on each rank with its own B, which may be 0. Returns the normalised x, the mean and the biased variance
-    (C,), and how many numbers of a channel all ranks have (). torch's SyncBatchNorm does the same on GPUs only.
+    x: (B,C,...), on each rank with its own B, which may be 0. Returns the normalised x, the mean and the biased
+    variance (C,), and how many numbers of a channel all ranks have (). torch's SyncBatchNorm does the same on GPUs
+    only.
     """
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _NormaliseOverRanks.apply(x, epsilon, ranks.size)  # type: ignore[no-untyped-call]
     return result

@@ -9,11 +9,14 @@ _SYSTEMS = {
     "attngan": "models.attngan.system:AttnGAN",
     "cpgan": "models.cpgan.system:CPGAN",
     "mirrorgan": "models.mirrorgan.system:MirrorGAN",
+    "retrievegan": "models.retrievegan.system:RetrieveGAN",
+    "sg2im": "models.sg2im.system:Sg2im",
     "xmcgan": "models.xmcgan:XMCGAN",
 }
 # Trained before a GAN that needs them; by themselves they draw nothing.
 _PARTS = {
     "attention_captioner": "models.cpgan.captioner:AttentionCaptioner",
+    "co_occurrence": "models.retrievegan.co_occurrence:CoOccurrence",
     "cpgan_damsm": "models.cpgan.damsm:CPGANDAMSM",
     "damsm": "models.attngan.damsm:DAMSM",
     "grid_detector": "models.detectors.grid:GridDetectorPart",

@@ -11,6 +11,8 @@ from models.contract import Settings, System, Trainable
 from models.encoders.regions import DETECTOR, RegionSettings
 from models.encoders.text import TextEncoderSettings
 from models.registry import gathered_names, get_part, get_system, get_trainable, part_names, system_names
+from orchestration.data.graphs import GraphSettings
+from orchestration.data.patch_search import PreFilterSettings
 from orchestration.errors import RequestError
 from orchestration.stages import short_hash
 
@@ -66,6 +68,30 @@ class WordSettings(Settings):
     file: str | None = Field(
         None, min_length=1, description="a published word list in its order, for published weights; none: from the data"
     )
+
+
+class PatchSettings(Settings):
+    """Which patches an object may be drawn from (RetrieveGAN, section 3.2)."""
+
+    candidates: int = Field(
+        10,
+        ge=1,
+        description="k, candidate patches of an object, of those that the pre-filter keeps (RetrieveGAN does not say; "
+        "PasteGAN's released code: 10)",
+    )
+    side: int = Field(
+        64, ge=4, description="side of the square patches in pixels (RetrieveGAN does not say; PasteGAN: 32 at 64 px)"
+    )
+    prefilter: PreFilterSettings = PreFilterSettings()
+
+    @model_validator(mode="after")
+    def _kept(self) -> "PatchSettings":
+        if self.candidates > self.prefilter.k:
+            raise ValueError(
+                f"candidates is {self.candidates}, and the pre-filter keeps {self.prefilter.k} of each object: raise "
+                "patches.prefilter.k too"
+            )
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -147,7 +173,9 @@ class Experiment(_Trained):
     """Everything a run depends on. `model` is the system's own settings class.
 
     stages: the parts that are made before it, in order; each may use those before. regions: how salient boxes are
-    found, for systems that look for them.
+    found, for systems that look for them; graphs: how scene graphs are made of the data, for systems that read them,
+    and for others that are to read them in words; patches: how patches are kept and chosen, for systems that draw from
+    them.
     """
 
     recipe: str
@@ -155,6 +183,8 @@ class Experiment(_Trained):
     text: TextEncoderSettings = TextEncoderSettings()
     words: WordSettings = WordSettings()
     regions: RegionSettings | None = None
+    graphs: GraphSettings | None = None
+    patches: PatchSettings | None = None
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -170,7 +200,12 @@ class Experiment(_Trained):
             )
         if self.system in gathered_names():
             raise ValueError(f"{self.system} is a part that is gathered, no system: give it under stages")
-        self._closure(self.system, self.model)
+        before = self._closure(self.system, self.model)
+        read = _read(self.system, before)
+        if self.graphs is None and "graphs" in read:
+            raise ValueError(f"{self.system} reads scene graphs: say how they are made under graphs")
+        if self.patches is None and "candidates" in read:
+            raise ValueError(f"{self.system} draws from patches: say how they are chosen under patches")
         return self
 
     def _direct(self, system: str, model: Settings) -> Mapping[str, str]:
@@ -223,6 +258,7 @@ class Experiment(_Trained):
                 "model": part.model,
                 "training": part.training or self.training,
                 "regions": self.regions if _looks(part.system, part.model, stages) else None,
+                "patches": self.patches if "candidates" in _read(part.system, stages) else None,
                 "stages": stages,
             }
         )
@@ -230,13 +266,13 @@ class Experiment(_Trained):
     @property
     def identity(self) -> str:
         """16 hex digits of everything that changes the mathematics: all but `recipe` and `resources`."""
-        unused = set() if self.regions else {"regions"}
+        unused = {name for name in _OPTIONAL if getattr(self, name) is None}
         return short_hash(self.model_dump(mode="json", exclude={"recipe", "resources", *unused}))
 
     @property
     def reads_as(self) -> str:
         """16 hex digits of all that is made ready before its own training: data, captions, and trained parts."""
-        used = {"regions"} if self.regions else set()
+        used = {name for name in _OPTIONAL if getattr(self, name) is not None}
         return short_hash(self.model_dump(mode="json", include={"system", "data", "text", "words", "stages", *used}))
 
     @property
@@ -251,6 +287,15 @@ class Experiment(_Trained):
             target, container = _container(self, values, path)
             target[container] = value
         return parse_experiment(values)
+
+
+_OPTIONAL = ("regions", "graphs", "patches")
+"""Settings that not every system has: where they are none they are no part of an identity."""
+
+
+def _read(system: str, before: Mapping[str, StageSettings]) -> frozenset[str]:
+    """What of the data is read by a system or part, or by a part before it."""
+    return frozenset().union(*(get_part(name).reads for name in (system, *(part.system for part in before.values()))))
 
 
 def _looks(system: str, model: Settings, before: Mapping[str, StageSettings]) -> bool:

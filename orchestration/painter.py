@@ -11,20 +11,24 @@ from torch import Tensor
 from models.contract import Batch
 from models.encoders.image import WeightsMissing
 from models.encoders.text import TextEncoder
-from orchestration.data.features import Encoder, check_encodable
+from orchestration.data.features import check_encodable
+from orchestration.data.graph_reader import GraphReader, Reader
 from orchestration.data.word_encoder import WordEncoder, open_word_encoder
 from orchestration.errors import RequestError
 from orchestration.evaluation.looking import drawer
 from orchestration.evaluation.pixels import to_bytes
 from orchestration.home import Home
-from orchestration.training.state import TEXT, Checkpoint, load_for_sampling, open_checkpoint
+from orchestration.training.state import NAMES, TEXT, Checkpoint, load_for_sampling, open_checkpoint
 
 
-def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") -> Encoder:
-    """What a checkpoint's captions are read with: the trained encoder it holds, or its pretrained one.
+def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") -> Reader:
+    """What a checkpoint's prompts are read with: the trained encoder or the graphs' names it holds, or its pretrained
+    encoder.
 
     Raises RequestError when that is missing.
     """
+    if (checkpoint.folder / TEXT / NAMES).is_file():
+        return GraphReader.open(checkpoint.folder / TEXT)
     if (checkpoint.folder / TEXT).is_dir():
         return open_word_encoder(checkpoint.folder / TEXT).to(device)
     try:
@@ -33,9 +37,9 @@ def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") 
         raise RequestError(str(error)) from error
 
 
-def vocabulary_digest(encoder: Encoder) -> str | None:
-    """Digest of the vocabulary that an encoder reads captions with; None for one with its own word pieces."""
-    return encoder.vocabulary.digest if isinstance(encoder, WordEncoder) else None
+def vocabulary_digest(encoder: Reader) -> str | None:
+    """Digest of the vocabulary that prompts are read with; None for an encoder with its own word pieces."""
+    return encoder.vocabulary.digest if isinstance(encoder, WordEncoder | GraphReader) else None
 
 
 class Painter:
@@ -45,7 +49,7 @@ class Painter:
     with.
     """
 
-    def __init__(self, checkpoint: Checkpoint, encoder: Encoder, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, encoder: Reader, device: torch.device) -> None:
         self.checkpoint, self.encoder = checkpoint, encoder
         self.experiment = checkpoint.experiment
         self.checkpoint_digest = checkpoint.digest
@@ -70,8 +74,13 @@ class Painter:
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """(B,3,H,W) in [-1, 1] for B prompts and B seeds."""
         check_encodable(prompts)
-        conditions = Batch(torch.arange(len(prompts)), text=self.encoder(prompts))
-        return self._draw(conditions, seeds)
+        return self._draw(self.conditions(prompts), seeds)
+
+    def conditions(self, prompts: Sequence[str]) -> Batch:
+        """What pictures of B prompts are drawn from. Raises RequestError for a prompt that cannot be read."""
+        if isinstance(self.encoder, GraphReader):
+            return self.encoder.conditions(prompts)
+        return Batch(torch.arange(len(prompts)), text=self.encoder(prompts))
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """(B,H,W,3) bytes for B prompts and B seeds."""

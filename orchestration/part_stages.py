@@ -49,6 +49,8 @@ def part_stage(name: str, part: Preparation, train: TrainPart | None) -> Stage:
         "transform": experiment.data.transform,
         "flip": experiment.data.flip,
     }
+    if part.graphs and part.graphs.reads:
+        inputs["graphs"] = part.graphs.stage(part.dataset(experiment.data.train_split)).key
     if "objects" in part.subject.reads:
         inputs["objects"] = part.objects_stage(part.dataset(experiment.data.train_split)).key
 

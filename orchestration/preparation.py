@@ -3,19 +3,16 @@
 All are stages: computed once, under a key of all that they depend on, and shared by every run and trial.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from models.contract import Gathered, Given, Matcher, Trainable
-from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
+from models.encoders.image import WeightsMissing
 from models.encoders.regions import DETECTOR
 from models.encoders.text import TextEncoder
-from models.encoders.trunk import ImageTrunkSettings, find_trunk_weights
 from models.registry import gathered_names, get_gathered, get_part
 from orchestration.config import Experiment
 from orchestration.data.features import (
@@ -26,8 +23,10 @@ from orchestration.data.features import (
     write_caption_index,
 )
 from orchestration.data.features import VERSION as FEATURES_VERSION
+from orchestration.data.graph_reader import GraphReader, Reader
 from orchestration.data.objects import objects_stage
 from orchestration.data.records import Dataset
+from orchestration.data.scene_graphs import GraphVocabulary
 from orchestration.data.shard_form import Codec
 from orchestration.data.shards import ShardOptions, open_shards, write_shards
 from orchestration.data.sources import FORMATS, PREPARED, SCENES, open_source, parse_source, source_folder
@@ -35,17 +34,20 @@ from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary, read_word_list, vocabulary_stage, word_list_stage
 from orchestration.data.word_encoder import VOCABULARY, open_word_encoder, reopening
 from orchestration.errors import RequestError
+from orchestration.graph_stages import GraphStages
 from orchestration.home import Home
+from orchestration.patch_stages import PatchStages
 from orchestration.prepared import Prepared, PreparedSplit, TokenSource
 from orchestration.region_source import RegionSource
 from orchestration.region_stages import RegionStages
+from orchestration.requirements import choose_protocol, needs_of, require, require_weights
 from orchestration.stages import Progress, Stage, ensure, quiet
 from orchestration.training.state import Provenance
 
 PICTURES_VERSION = 2
 # Up to so many bytes, reading raw pixels is worth more than a smaller folder.
 RAW_UP_TO = 2 * 2**30
-PART_PROTOCOL, PART_FIGURES = "part", "figures.json"
+PART_FIGURES = "figures.json"
 
 
 TrainPart = Callable[[Experiment, Prepared, Path, Progress], Path]
@@ -55,8 +57,8 @@ TrainPart = Callable[[Experiment, Prepared, Path, Progress], Path]
 class Preparation:
     """Runs the stages of an experiment that are missing. Encoders are loaded once, and only if needed.
 
-    train_part: trains the parts that are missing, None where all must be there; encoder: reads the captions, None for
-    the experiment's own.
+    train_part: trains the parts that are missing, None where all must be there; encoder: reads the captions or graphs,
+    None for the experiment's own.
     """
 
     def __init__(
@@ -65,23 +67,22 @@ class Preparation:
         home: Home,
         progress: Progress = quiet,
         train_part: TrainPart | None = None,
-        encoder: Encoder | None = None,
+        encoder: Reader | None = None,
     ) -> None:
         self.experiment, self.home, self.progress = experiment, home, progress
         self._train_part, self._encoder = train_part, encoder
         self.subject: Trainable[Any] | Gathered[Any] = get_part(experiment.system)
         # Shared with the preparations of the parts.
-        self._opened: dict[tuple[str, frozenset[str]], Dataset] = {}
+        self.opened: dict[tuple[str, frozenset[str]], Dataset] = {}
         self._below: dict[str, Preparation] = {}
         self._source = RegionSource(experiment.regions) if experiment.regions and experiment.uses_regions else None
         self.recipe, self._field = experiment.recipe, "model"
 
     @cached_property
-    def encoder(self) -> Encoder:
-        """The experiment's text encoder. Raises RequestError when it is missing or of another width."""
-        encoder = self._encoder or (
-            open_word_encoder(self.parts[self.text_part]) if self.text_part else self._pretrained_encoder()
-        )
+    def encoder(self) -> Reader:
+        """What reads the experiment's captions or graphs. Raises RequestError when it is missing or of another
+        width."""
+        encoder = self._encoder or self._own_encoder()
         wanted = self.experiment.trainable.text_dim(self.experiment.model)
         if wanted != encoder.dim:
             name = f"the trained {self.text_part}" if self.text_part else self.experiment.text.name
@@ -90,6 +91,19 @@ class Preparation:
                 f"add --set model.text_dim={encoder.dim}"
             )
         return encoder
+
+    def _own_encoder(self) -> Reader:
+        folder = self._reader_folder
+        if folder is None:
+            return self._pretrained_encoder()
+        return GraphReader.open(folder) if self.names else open_word_encoder(folder)
+
+    @property
+    def _reader_folder(self) -> Path | None:
+        """What checkpoints take along to read captions or graphs with; None where a pretrained encoder does."""
+        if self.graphs and self.graphs.reads:
+            return self.ensure(self.graphs.vocabulary_stage)
+        return self.parts[self.text_part] if self.text_part else None
 
     def _pretrained_encoder(self) -> Encoder:
         try:
@@ -123,20 +137,22 @@ class Preparation:
         protocol = choose_protocol(self.experiment)
         require_weights(self.experiment)
         self.check()
-        text_digest = self.encoder.digest if "features" in trainable.reads else "none"
-        vocabulary = self.vocabulary
+        text_digest = self.encoder.digest if self.names or "features" in trainable.reads else "none"
+        vocabulary, names = self.vocabulary, self.names
         if self.regions is not None:
             self.regions.check_detector([train, validation])
         return Prepared(
             self.split(train),
             self.split(validation),
-            Provenance(train.digest, text_digest, vocabulary.digest if vocabulary else None),
+            Provenance(train.digest, text_digest, words.digest if (words := vocabulary or names) else None),
             protocol,
             self.judge(protocol),
             len(vocabulary) if vocabulary else 0,
             tuple((name, str(folder)) for name, folder in self.parts.items()),
-            str(self.parts[self.text_part]) if self.text_part else None,
+            str(folder) if (folder := self._reader_folder) else None,
             self._source.settings.model_dump(mode="json") if self._source else None,
+            len(names.objects) if names else 0,
+            len(names.relationships) if names else 0,
         )
 
     def check(self) -> None:
@@ -146,6 +162,8 @@ class Preparation:
         datasets = [self.dataset(split) for split in self._splits]
         if self.regions is not None:
             self.regions.check(self._field, datasets)
+        if self.graphs is not None:
+            self.graphs.check()
         most = getattr(self.experiment.model, "classes", None)
         if "objects" in self.subject.reads and most is not None and len(self.classes) > most:
             raise RequestError(
@@ -163,7 +181,12 @@ class Preparation:
     @property
     def given(self) -> Given:
         """What its nets are built from; parts that are missing are made now."""
-        return replace(self.built_on, vocabulary_size=len(self.vocabulary) if self.vocabulary else 0)
+        return replace(
+            self.built_on,
+            vocabulary_size=len(self.vocabulary) if self.vocabulary else 0,
+            classes=len(self.names.objects) if self.names else 0,
+            predicates=len(self.names.relationships) if self.names else 0,
+        )
 
     @property
     def built_on(self) -> Given:
@@ -180,18 +203,39 @@ class Preparation:
 
     def dataset(self, split: str) -> Dataset:
         """One split: its images that have everything the system needs. Raises RequestError."""
-        needs, whole = _needs(self.experiment), (split, frozenset[str]())
-        if whole not in self._opened:
-            self._opened[whole] = open_source(
+        needs = needs_of(self.experiment)
+        if (split, needs) not in self.opened:
+            whole = self.graphs.dataset(split) if self.graphs else self.published(split)
+            require(self.experiment, whole)
+            self.opened[split, needs] = whole.having(needs)
+        return self.opened[split, needs]
+
+    def published(self, split: str) -> Dataset:
+        """A split as it was published. Raises RequestError."""
+        key = (split, frozenset[str]())
+        if key not in self.opened:
+            self.opened[key] = open_source(
                 self.experiment.data.source,
                 split,
                 self.home.root,
                 lambda done, total: self.progress("drawing scenes", done, total),
             )
-        if (split, needs) not in self._opened:
-            require(self.experiment, self._opened[whole])
-            self._opened[split, needs] = self._opened[whole].having(needs)
-        return self._opened[split, needs]
+        return self.opened[key]
+
+    @cached_property
+    def graphs(self) -> GraphStages | None:
+        """What scene graphs are to it; None where they play no part in it."""
+        return GraphStages(self, self.experiment.graphs) if self.experiment.graphs is not None else None
+
+    @property
+    def names(self) -> GraphVocabulary | None:
+        """The names in the training pictures' graphs, where it reads those."""
+        return self.graphs.vocabulary if self.graphs and self.graphs.reads else None
+
+    @cached_property
+    def patches(self) -> PatchStages | None:
+        """The patches that it draws from; None where it draws from none."""
+        return PatchStages(self) if "candidates" in self.subject.reads else None
 
     @property
     def uses_words(self) -> bool:
@@ -242,7 +286,7 @@ class Preparation:
         """The preparation of one part, which reads the same data."""
         if name not in self._below:
             below = Preparation(self.experiment.stage(name), self.home, self.progress, self._train_part)
-            below._opened, below._below, below.recipe = self._opened, self._below, self.recipe
+            below.opened, below._below, below.recipe = self.opened, self._below, self.recipe
             below._source, below._field = below._source and self._source, f"stages.{name}.model"
             self._below[name] = below
         return self._below[name]
@@ -274,6 +318,8 @@ class Preparation:
             labels,
             str(self.ensure(self.objects_stage(dataset))) if "objects" in reads else None,
             str(self.regions.folder(dataset)) if self.regions and "regions" in reads else None,
+            str(self.graphs.folder(dataset)) if self.graphs and "graphs" in reads else None,
+            self.patches.source(dataset) if self.patches and "candidates" in reads else None,
         )
 
     @cached_property
@@ -364,15 +410,14 @@ class Preparation:
 
         def write(folder: Path, progress: Progress) -> None:
             index = open_caption_index(self.captions(dataset))
-            write_caption_features(index, self.encoder, folder, progress, self.processes(), self._reopening())
+            assert not isinstance(self.encoder, GraphReader)
+            opened = reopening(self.encoder, self.home.encoders)
+            write_caption_features(index, self.encoder, folder, progress, self.processes(), opened)
 
         encoder = self.part_stage(trained).key if trained else self.encoder.digest
         inputs = {"data": dataset.digest, "encoder": encoder}
         settings = {"text": text, "split": dataset.split}
         return Stage("text-features", FEATURES_VERSION, settings, inputs, write, resumable=True)
-
-    def _reopening(self) -> Callable[[], Encoder] | None:
-        return reopening(self.encoder, self.home.encoders)
 
     def graph(self) -> list[Stage]:
         """Every stage that this experiment needs, each after those it reads; nothing is run. Raises RequestError."""
@@ -388,6 +433,8 @@ class Preparation:
             found += [self.features_stage(dataset)] if "features" in reads else []
             found += [self.objects_stage(dataset)] if "objects" in reads else []
             found += self.regions.stages(dataset) if self.regions else []
+            found += self.graphs.stages(dataset) if self.graphs else []
+            found += self.patches.stages(dataset) if self.patches else []
         if parse_source(data.source).kind == SCENES:
             from orchestration.evaluation.scenes_net import judge_stage, labels_stage
 
@@ -395,67 +442,3 @@ class Preparation:
             if self.experiment.system not in gathered_names() and choose_protocol(self.experiment) == "scenes-net":
                 found += [judge_stage(self.experiment, self.home)]
         return list({(stage.name, stage.key): stage for stage in found}.values())
-
-
-def require(experiment: Experiment, dataset: Dataset) -> None:
-    """RequestError when the data lacks something the system is conditioned on."""
-    missing: Iterable[str] = sorted(_needs(experiment) - dataset.carries)
-    if missing:
-        raise RequestError(
-            f"{experiment.system} needs {', '.join(missing)}, which {experiment.data.source} ({dataset.split}) does "
-            f"not carry; it carries {', '.join(sorted(dataset.carries))}: choose another data set with --data"
-        )
-
-
-def _needs(experiment: Experiment) -> frozenset[str]:
-    """What every image must carry. Pictures are read caption by caption, also by parts that look at none."""
-    return get_part(experiment.system).needs | {"captions"}
-
-
-def require_weights(experiment: Experiment) -> None:
-    """RequestError when a pretrained image net that it, or a part before it, uses is not on this machine."""
-    settings = getattr(experiment.model, "pretrained", None)
-    if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
-        try:
-            find_weights(settings)
-        except WeightsMissing as error:
-            raise RequestError(f"model.pretrained: {error}") from error
-    for where, trunk in _trunks(experiment):
-        try:
-            find_trunk_weights(trunk, where)
-        except WeightsMissing as error:
-            raise RequestError(str(error)) from error
-
-
-def _trunks(settings: Any, path: str = "") -> Iterator[tuple[str, ImageTrunkSettings]]:
-    """Every frozen image net below some settings, with the field that names it."""
-    if isinstance(settings, ImageTrunkSettings):
-        yield path, settings
-    elif isinstance(settings, BaseModel | dict):
-        for name, value in settings.items() if isinstance(settings, dict) else settings:
-            yield from _trunks(value, f"{path}.{name}" if path else name)
-
-
-def choose_protocol(experiment: Experiment) -> str:
-    """The protocol that "auto" means for this data. Raises RequestError for one that cannot judge it."""
-    from orchestration.evaluation.feature_views import NETS
-
-    if not hasattr(experiment.trainable, "sample"):
-        return PART_PROTOCOL
-    wanted = experiment.evaluation.protocol
-    generated = parse_source(experiment.data.source).kind == SCENES
-    if wanted == "auto":
-        wanted = "scenes-net" if generated else "efficientnet-lite0"
-    if wanted == "efficientnet-lite0":
-        try:
-            find_weights(PretrainedImageSettings(name="efficientnet-lite0"))
-        except WeightsMissing as error:
-            raise RequestError(f"evaluation.protocol=efficientnet-lite0: {error}, or set it to none") from error
-    if wanted not in (*NETS, "none"):
-        raise RequestError(f"evaluation.protocol={wanted!r} is no feature net: there are auto, {', '.join(NETS)}, none")
-    if wanted == "scenes-net" and not generated:
-        raise RequestError(
-            f"evaluation.protocol=scenes-net judges generated scenes only, not {experiment.data.source}: "
-            "use efficientnet-lite0"
-        )
-    return wanted

@@ -8,7 +8,9 @@ from models.contract import Given
 from models.encoders.regions import RegionSettings
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.features import CaptionTokens, open_caption_features, open_caption_index
+from orchestration.data.graphs import open_graphs
 from orchestration.data.objects import open_objects
+from orchestration.data.patch_source import CandidatePatches
 from orchestration.data.pictures import Pictures
 from orchestration.data.regions import open_regions
 from orchestration.data.shards import open_shards
@@ -27,6 +29,15 @@ class TokenSource:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateSource:
+    """Where patches come from: the folders of the candidates and of the bank, and how many candidates are shown."""
+
+    folder: str
+    bank: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedSplit:
     """One prepared split, by path: the shards' folder, the published folder they were made from, the captions, and
     what else is read of it."""
@@ -39,6 +50,8 @@ class PreparedSplit:
     labels: str | None = None
     objects: str | None = None
     regions: str | None = None
+    graphs: str | None = None
+    candidates: CandidateSource | None = None
 
     def open(self) -> CaptionedPictures:
         """Memory-map it."""
@@ -53,15 +66,22 @@ class PreparedSplit:
             tokens = CaptionTokens(index, vocabulary, self.tokens.longest, self.tokens.shortening)
         objects = open_objects(Path(self.objects)) if self.objects else None
         regions = open_regions(Path(self.regions)) if self.regions else None
-        return CaptionedPictures(pictures, index, features, tokens, objects, regions)
+        graphs = open_graphs(Path(self.graphs)) if self.graphs else None
+        candidates = None
+        if self.candidates:
+            assert graphs is not None
+            chosen = self.candidates
+            candidates = CandidatePatches.open(Path(chosen.folder), Path(chosen.bank), graphs.most, chosen.count)
+        return CaptionedPictures(pictures, index, features, tokens, objects, regions, graphs, candidates)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Everything a worker reads, by path: it crosses process borders as JSON.
 
-    text: folder of the trained part that encodes captions, which checkpoints take along; None for pretrained ones;
-    regions: `RegionSettings` as JSON, None where salient boxes play no part.
+    text: folder of what reads captions or graphs, which checkpoints take along: a trained part, or the graphs'
+    vocabulary; None for pretrained encoders; regions: `RegionSettings` as JSON, None where salient boxes play no part;
+    classes, predicates: of scene graphs, 0 where none are read.
     """
 
     train: PreparedSplit
@@ -73,12 +93,15 @@ class Prepared:
     parts: tuple[tuple[str, str], ...] = ()
     text: str | None = None
     regions: dict[str, Any] | None = None
+    classes: int = 0
+    predicates: int = 0
 
     @property
     def given(self) -> Given:
         """What nets are built from."""
         regions = RegionSettings.model_validate(self.regions) if self.regions is not None else None
-        return Given(self.vocabulary_size, {name: Path(folder) for name, folder in self.parts}, regions)
+        folders = {name: Path(folder) for name, folder in self.parts}
+        return Given(self.vocabulary_size, folders, regions, self.classes, self.predicates)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +110,11 @@ class Prepared:
     def from_json(cls, values: dict[str, Any]) -> "Prepared":
         splits = {}
         for name in ("train", "validation"):
-            tokens = values[name]["tokens"]
-            splits[name] = PreparedSplit(**{**values[name], "tokens": TokenSource(**tokens) if tokens else None})
+            tokens, chosen = values[name]["tokens"], values[name].get("candidates")
+            read = {
+                "tokens": TokenSource(**tokens) if tokens else None,
+                "candidates": CandidateSource(**chosen) if chosen else None,
+            }
+            splits[name] = PreparedSplit(**{**values[name], **read})
         parts = tuple((name, folder) for name, folder in values["parts"])
         return cls(**{**values, **splits, "parts": parts, "provenance": Provenance(**values["provenance"])})

@@ -139,7 +139,7 @@ def _plan(
 ) -> Any:
     from orchestration.campaigns.campaign import Plan
     from orchestration.campaigns.settings import plan_settings
-    from orchestration.preparation import choose_protocol
+    from orchestration.requirements import choose_protocol
     from search_spaces.space import SpaceError, load_space
 
     budget = kimg if kimg is not None else experiment.training.kimg

@@ -334,7 +334,9 @@ def test_samples_are_a_function_of_caption_and_seed(system: Any, config: Any, gi
     # The net was in training mode: it still is, its statistics are as before, and no picture knew its neighbours.
     assert net.training and unchanged(net, before)
     alone = TextFeatures(text.words[2:3], text.lengths[2:3], text.sentence[2:3])
-    torch.testing.assert_close(system.sample({"generator": net}, config, of_text(alone), [3]), first[2:3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        system.sample({"generator": net}, config, of_text(alone), [3]), first[2:3], atol=1e-5, rtol=1e-5
+    )
     assert torch.equal(net.eval() and draw([1, 2, 3, 4]), first)
 
 

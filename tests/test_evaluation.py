@@ -29,9 +29,10 @@ from orchestration.evaluation.scenes_net import (
     read_scenes,
 )
 from orchestration.home import Home
-from orchestration.preparation import Preparation, choose_protocol
+from orchestration.preparation import Preparation
 from orchestration.prepared import PreparedSplit
 from orchestration.recipes import get_recipe
+from orchestration.requirements import choose_protocol
 from orchestration.training.state import Provenance, initial_state, save_checkpoint
 from tests.tiny_inputs import TINY_DIM, write_tiny_bert
 

@@ -33,9 +33,10 @@ from orchestration.errors import RequestError
 from orchestration.evaluation import scenes_net
 from orchestration.home import Home
 from orchestration.painter import Painter
-from orchestration.preparation import Preparation, require
+from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared, PreparedSplit
 from orchestration.recipes import get_recipe
+from orchestration.requirements import require
 from orchestration.stages import Progress, quiet
 from orchestration.training.state import Provenance, initial_state, load_for_sampling, open_checkpoint, save_checkpoint
 from tests.tiny_inputs import CAPTIONS, TINY_DIM, write_tiny_bert, write_tiny_coco

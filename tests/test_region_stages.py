@@ -340,8 +340,8 @@ class TestRefusals:
         whole = part.dataset("train")
         first = replace(whole.records[0], captions=None)
         bare = replace(whole, records=(first, *whole.records[1:]), complete=frozenset({"images"}))
-        part._opened.clear()
-        part._opened["train", frozenset()] = bare
+        part.opened.clear()
+        part.opened["train", frozenset()] = bare
         assert [record.image_id for record in part.dataset("train").records] == [
             record.image_id for record in whole.records[1:]
         ]

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from orchestration.data.records import Box, Dataset, ImageRecord, Instance, SceneGraph, SceneObject, carried
+from orchestration.data.records import (
+    Box,
+    Dataset,
+    ImageRecord,
+    Instance,
+    Panoptic,
+    PanopticSegment,
+    SceneGraph,
+    SceneObject,
+    carried,
+)
 from orchestration.data.scene_graphs import (
     RELATIONS,
     Aliases,
@@ -16,6 +26,7 @@ from orchestration.data.scene_graphs import (
     GraphVocabulary,
     Sg2imOptions,
     coco_graph,
+    coco_regions,
     filter_graphs,
     graph_sentence,
     own_val_and_test,
@@ -396,6 +407,52 @@ def test_pictures_need_stuff_annotations() -> None:
     assert coco_graph(coco((CAT, DOG, CAT), (region("other", (0, 0, 90, 90)),)), COCO, 1) is not None
 
 
+def segment(category: str, box: Box, *, thing: bool = False, crowd: bool = False) -> PanopticSegment:
+    return PanopticSegment(1, category, 1, thing, box, box[2] * box[3], crowd)
+
+
+def panoptic(*segments: PanopticSegment) -> Panoptic:
+    return Panoptic(b"", segments)
+
+
+SEGMENTS = panoptic(
+    segment("horse", (0, 0, 30, 30), thing=True),
+    segment("sky-other-merged", (0, 0, 100, 40)),
+    segment("cow", (50, 0, 30, 30), thing=True, crowd=True),
+    segment("wall-wood", (0, 50, 100, 50)),
+)
+
+
+def test_panoptic_stuff_stands_in_for_coco_stuff() -> None:
+    record = replace(coco(stuff=None), panoptic=SEGMENTS)
+    expected = [(0, "cat"), (1, "dog"), (2, "sky-other-merged"), (3, "wall-wood")]
+    assert nodes(record) == nodes(replace(record, stuff=())) == expected
+    regions = coco_regions(record)
+    assert regions is not None and [regions[index].category for index, _ in expected] == [name for _, name in expected]
+    both = replace(record, stuff=(SKY, GRASS))
+    assert nodes(both) == nodes(both, replace(COCO, stuff="stuff")) == nodes(coco())
+    assert nodes(both, replace(COCO, stuff="panoptic")) == expected
+    assert nodes(record, replace(COCO, stuff="stuff")) is None
+    assert nodes(coco(), replace(COCO, stuff="panoptic")) is None
+    # The same limits hold: the area, the crowds, the categories that are left out.
+    small = panoptic(*SEGMENTS.segments, segment("rug-merged", (0, 0, 20, 9.9)))
+    assert nodes(replace(record, panoptic=small)) == expected
+    assert nodes(record, replace(COCO, left_out=("wall-wood",))) == expected[:3]
+
+
+def test_panoptic_things_stand_in_for_instances() -> None:
+    record = replace(coco(instances=None, stuff=None), panoptic=SEGMENTS)
+    assert nodes(record) == [(0, "horse"), (1, "cow"), (2, "sky-other-merged"), (3, "wall-wood")]
+    assert nodes(record, replace(COCO, crowds=False)) == [(0, "horse"), (2, "sky-other-merged"), (3, "wall-wood")]
+    assert nodes(replace(record, stuff=(SKY, GRASS))) == [(0, "horse"), (1, "cow"), (2, "sky-other"), (3, "grass")]
+    # An instances file that lists the picture without things has the word.
+    listed = replace(record, instances=())
+    assert nodes(listed, replace(COCO, objects_per_picture=(1, 8))) == [(0, "sky-other-merged"), (1, "wall-wood")]
+    # A panoptic map without stuff is an annotation nevertheless: COCO-Stuff has a region "other" there.
+    things = panoptic(*[segment("cow", (10 * place, 0, 30, 30), thing=True) for place in range(3)])
+    assert nodes(replace(record, panoptic=things)) == [(0, "cow"), (1, "cow"), (2, "cow")]
+
+
 def test_pictures_need_three_to_eight_objects() -> None:
     counted = {count: coco_graph(coco((CAT,) * (count - 1), (SKY,)), COCO, 1) is not None for count in range(1, 11)}
     assert [count for count, used in counted.items() if used] == [3, 4, 5, 6, 7, 8]
@@ -448,8 +505,14 @@ def test_graphs_are_added_where_there_are_none() -> None:
     digests |= {with_coco_graphs(data, replace(COCO, min_area=0.03)).digest}
     assert len(digests) == 4
     assert with_coco_graphs(data) == made
+    assert made.complete == {"images", "graph"}
+    lacking = dataset(coco(stuff=None), split="val")
     with pytest.raises(RequestError, match=r"no picture of vg \(val\) .* 3 to 8 objects of 2% .*stuff_val2017.json\.$"):
-        with_coco_graphs(dataset(coco(stuff=None), split="val"))
+        with_coco_graphs(lacking)
+    with pytest.raises(RequestError, match=r"file annotations/panoptic_val2017.json or annotations/stuff_val2017.json"):
+        with_coco_graphs(lacking)
+    with pytest.raises(RequestError, match=r"file annotations/panoptic_val2017.json\.$"):
+        with_coco_graphs(lacking, replace(COCO, stuff="panoptic"))
 
 
 def test_the_first_pictures_are_sg2ims_own_val_split() -> None:

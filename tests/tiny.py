@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,34 +25,43 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.contract import Batch, Given, Matcher, Settings, TextFeatures, parameter_count
+from models.contract import Batch, Candidates, Given, Matcher, Settings, TextFeatures, parameter_count
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.regions import DETECTOR, RegionSettings
 from models.encoders.trunk import ImageTrunkSettings
+from models.losses.perceptual import PerceptualSettings
 from models.parallel import OneRank, Ranks
 from models.registry import gathered_names, get_part, get_trainable
 from orchestration.config import (
     DataSettings,
     EvaluationSettings,
     Experiment,
+    PatchSettings,
     ResourceSettings,
     StageSettings,
     TrainingSettings,
 )
 from orchestration.data.batches import CaptionedPictures, TrainingStream
+from orchestration.data.candidates import write_candidates
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
+from orchestration.data.graphs import GraphSettings, StoredGraphs, graphs_stage
 from orchestration.data.objects import StoredObjects, objects_stage
+from orchestration.data.patch_search import PreFilterSettings
+from orchestration.data.patch_source import EncodedObjects
+from orchestration.data.patches import write_bank
 from orchestration.data.pictures import Pictures
-from orchestration.data.records import Dataset, ImageRecord, Instance
+from orchestration.data.records import Dataset, ImageRecord, Instance, SceneGraph, SceneObject
 from orchestration.data.regions import ARRAYS, About, RegionFeatures
 from orchestration.data.sampler import derive_seed
+from orchestration.data.scene_graphs import GraphVocabulary
 from orchestration.data.shards import ShardOptions, write_shards
 from orchestration.data.transforms import TRANSFORMS
 from orchestration.data.vocabulary import Vocabulary, save_vocabulary
 from orchestration.data.word_encoder import describe_part
-from orchestration.prepared import Prepared, PreparedSplit, TokenSource
-from orchestration.stages import quiet
+from orchestration.prepared import CandidateSource, Prepared, PreparedSplit, TokenSource
+from orchestration.stages import quiet, write_atomically
 from orchestration.training.loop import RunningMeans, Trainer
+from orchestration.training.state import NAMES as GRAPH_NAMES
 from orchestration.training.state import Provenance, build_nets, initial_state
 from orchestration.training.worker import Job
 
@@ -76,13 +85,27 @@ SHRUNK: dict[str, Any] = {
     "memory_hidden_dim": 6,
     "memory_dim": 5,
     "classes": 3,
+    "object_dim": 6,
+    "graph_layers": 2,
+    "mask_side": 4,
+    "refinement_modules": 3,
+    "query_dim": 5,
+    "patch_channels": 2,
+    "patch_side": 16,
+    "crop_dim": 4,
+    "canvas_side": 8,
+    # Those of an untrained box head have hardly any area.
+    "boxes": "given",
 }
 STAND_INS: dict[type[Settings], Settings] = {
     PretrainedImageSettings: PretrainedImageSettings(side=32),
     ImageTrunkSettings: ImageTrunkSettings(name="efficientnet-lite0", weights="random", side=32),
+    PerceptualSettings: PerceptualSettings(net="efficientnet-lite0", weights="random", side=32),
 }
 REGIONS = RegionSettings(count=4)
-CARRIED = frozenset({"images", "captions", "boxes"})
+PATCHES = PatchSettings(candidates=6, side=16, prefilter=PreFilterSettings(k=6))
+NAMES = GraphVocabulary(("cat", "dog", "grass"), (), ("left of", "on"))
+CARRIED = frozenset({"images", "captions", "boxes", "graph"})
 MOST_PARAMETERS = 300_000
 PROVENANCE = Provenance("d" * 64, "e" * 64)
 TRAINING = TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32")
@@ -129,6 +152,8 @@ def tiny_experiment(name: str, **changes: object) -> Experiment:
         model=tiny_settings(trainable.Config),
         data=DataSettings(),
         regions=REGIONS if looks else None,
+        graphs=GraphSettings() if "graphs" in trainable.reads else None,
+        patches=PATCHES if "candidates" in trainable.reads else None,
         stages=stages,
         training=TRAINING,
         evaluation=EvaluationSettings(protocol="none"),
@@ -136,9 +161,9 @@ def tiny_experiment(name: str, **changes: object) -> Experiment:
     ).replace({field.replace("__", "."): value for field, value in changes.items()})
     with torch.device("meta"), small_pretrained_nets():
         nets = trainable.build(experiment.model)
-    size = sum(parameter_count(net) for net in nets.values())
+    size = sum(parameter_count(net) for name, net in nets.items() if name in trainable.optimizers(experiment.model))
     if size > MOST_PARAMETERS:
-        raise AssertionError(f"the tiny {name} has {size} parameters: add its size fields to tests/tiny.py")
+        raise AssertionError(f"the tiny {trainable.name} has {size} parameters: add its size fields to tests/tiny.py")
     return experiment
 
 
@@ -206,6 +231,7 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
     index = CaptionIndex(image_ids, np.arange(images, dtype=np.int64) // 2, starts, texts)
     vocabulary = Vocabulary(("<end>", *sorted({word for text in texts for word in text.split()})))
     pictures = held_pictures(pixels, image_ids)
+    graphs = _some_graphs(np.random.default_rng((seed, 1)), image_ids, pictures)
     return CaptionedPictures(
         pictures,
         index,
@@ -213,6 +239,8 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
         CaptionTokens(index, vocabulary, 4, "random"),
         _some_objects(random, image_ids, pictures),
         _some_regions(random, image_ids),
+        graphs,
+        HeldCandidates(image_ids, graphs.most, seed),
     )
 
 
@@ -247,6 +275,53 @@ def _some_regions(random: np.random.Generator, image_ids: NDArray[np.int64]) -> 
     )
 
 
+def _some_graphs(random: np.random.Generator, image_ids: NDArray[np.int64], pictures: Pictures) -> StoredGraphs:
+    """Two or three objects a picture, and up to two relations."""
+    starts, link_starts = (
+        np.concatenate([[0], np.cumsum(random.integers(least, 1 + most, len(image_ids)))]).astype(np.int64)
+        for least, most in ((2, 3), (0, 2))
+    )
+    counts = np.repeat(np.diff(starts), np.diff(link_starts))
+    links = np.stack([random.integers(0, counts), random.integers(0, 2, len(counts)), random.integers(0, counts)], 1)
+    stored = np.full((len(image_ids), 2), pictures.size, np.int64)
+    count = int(starts[-1])
+    boxes = (pictures.size * _some_boxes(random, count)).astype(np.float32)
+    numbers = random.integers(0, len(NAMES.objects), count).astype(np.int64)
+    return StoredGraphs(
+        image_ids,
+        NAMES.objects,
+        NAMES.relationships,
+        stored,
+        starts,
+        boxes,
+        numbers,
+        link_starts,
+        links.astype(np.int64),
+        pictures.transform,
+        pictures.size,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class HeldCandidates:
+    """Random patches: each picture's first object has all that it may have, the others any number of them."""
+
+    image_ids: NDArray[np.int64]
+    objects: int
+    seed: int
+
+    def take(self, items: NDArray[np.int64]) -> Candidates:
+        shape = (len(items), self.objects, PATCHES.candidates)
+        patches, counts = np.zeros((*shape, 3, PATCHES.side, PATCHES.side), np.uint8), np.zeros(shape[:2], np.int64)
+        for row, item in enumerate(items.tolist()):
+            random = np.random.default_rng((self.seed, item))
+            patches[row] = random.integers(0, 256, patches.shape[1:], np.uint8)
+            counts[row] = random.integers(0, PATCHES.candidates + 1, self.objects)
+            counts[row, 0] = PATCHES.candidates
+        patches *= (np.arange(PATCHES.candidates) < counts[..., None])[..., None, None, None]
+        return Candidates(torch.from_numpy(patches), torch.zeros(shape, dtype=torch.int64), torch.from_numpy(counts))
+
+
 @dataclass(frozen=True, eq=False)
 class HeldPictures:
     """Stored pictures in memory: `pixels` uint8 (N,3,h,w)."""
@@ -273,12 +348,14 @@ def data_for(experiment: Experiment) -> CaptionedPictures:
         data.tokens if "tokens" in reads else None,
         data.objects if "objects" in reads else None,
         data.regions if "regions" in reads else None,
+        data.graphs if "graphs" in reads else None,
+        data.candidates if "candidates" in reads else None,
     )
 
 
 def _whole_data(experiment: Experiment) -> CaptionedPictures:
     trainable, model = experiment.trainable, experiment.model
-    return tiny_data(text_dim=trainable.text_dim(model), resolution=trainable.resolution(model))
+    return tiny_data(text_dim=trainable.text_dim(model) or 8, resolution=trainable.resolution(model))
 
 
 def tiny_given(experiment: Experiment) -> Given:
@@ -290,7 +367,8 @@ def tiny_given(experiment: Experiment) -> Given:
 
 def _given(experiment: Experiment, words: int) -> Given:
     parts = {name: experiment.stage(name) for name in experiment.needed}
-    return Given(words, {name: _untrained(part, words) for name, part in parts.items()}, experiment.regions)
+    folders = {name: _untrained(part, words) for name, part in parts.items()}
+    return Given(words, folders, experiment.regions, len(NAMES.objects), len(NAMES.relationships))
 
 
 def _untrained(part: Experiment, words: int) -> Path:
@@ -348,7 +426,13 @@ class WideStream(TrainingStream):
         regions = narrow.regions
         if regions is not None:
             regions = replace(regions, boxes=regions.boxes.to(dtype), features=regions.features.to(dtype))
-        return replace(narrow, images=images.to(dtype), text=text, regions=regions)
+        graphs = narrow.graphs and replace(narrow.graphs, boxes=narrow.graphs.boxes.to(dtype))
+        candidates = narrow.candidates
+        if candidates is not None:
+            candidates = replace(candidates, patches=candidates.patches.to(dtype))
+        return replace(
+            narrow, images=images.to(dtype), text=text, regions=regions, graphs=graphs, candidates=candidates
+        )
 
 
 @contextmanager
@@ -430,7 +514,8 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         file = published / f"{image_id}.png"
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
         things = None if data.objects is None else _instances(data.objects, place)
-        records.append(ImageRecord(image_id, file, side, side, instances=things))
+        graph = None if data.graphs is None else _graph(data.graphs, place)
+        records.append(ImageRecord(image_id, file, side, side, instances=things, graph=graph))
     dataset = Dataset("tiny", "train", published, tuple(records), frozenset({"images"}), PROVENANCE.data_digest)
     # Compressed, and with random cuts: runs that resume on these resume on anything simpler.
     write_shards(dataset, ShardOptions("attngan", side, "png"), pictures)
@@ -447,6 +532,21 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         source = TokenSource(str(vocabulary), tokens.longest, tokens.shortening)
     objects = None if data.objects is None else folder / "objects"
     regions = None if data.regions is None else folder / "regions"
+    graphs, candidates = None if data.graphs is None else folder / "graphs", None
+    if graphs and data.graphs:
+        graphs.mkdir()
+        graphs_stage(dataset, TRANSFORMS["attngan"], side, NAMES).run(graphs, quiet)
+    if graphs and data.candidates:
+        candidates = CandidateSource(str(folder / "candidates"), str(folder / "bank"), PATCHES.candidates)
+        open_source = partial(
+            _described, PreparedSplit(str(pictures), str(published), str(features), graphs=str(graphs))
+        )
+        for made in (candidates.folder, candidates.bank):
+            Path(made).mkdir()
+        count, digest = len(data), PROVENANCE.data_digest
+        bank, chosen = Path(candidates.bank), Path(candidates.folder)
+        write_bank(bank, count, open_source, digest, NAMES.objects, PATCHES.side, quiet)
+        write_candidates(chosen, count, open_source, digest, bank, True, PATCHES.prefilter, quiet)
     if objects:
         objects.mkdir()
         objects_stage(dataset, TRANSFORMS["attngan"], side).run(objects, quiet)
@@ -463,7 +563,26 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         source,
         objects=str(objects) if objects else None,
         regions=str(regions) if regions else None,
+        graphs=str(graphs) if graphs else None,
+        candidates=candidates,
     )
+
+
+class _Described(EncodedObjects):
+    """Objects of tiny data, described by nobody: by their boxes and classes."""
+
+    encoder = "f" * 64
+
+    def __init__(self, split: PreparedSplit) -> None:
+        self.data = split.open()
+
+    def features(self, items: NDArray[np.int64]) -> Tensor:
+        found = self.objects(items)
+        return torch.from_numpy(np.concatenate([found.boxes, found.classes[:, None].astype(np.float32)], 1))
+
+
+def _described(split: PreparedSplit) -> _Described:
+    return _Described(split)
 
 
 def _instances(objects: StoredObjects, place: int) -> tuple[Instance, ...]:
@@ -476,6 +595,17 @@ def _instances(objects: StoredObjects, place: int) -> tuple[Instance, ...]:
     return tuple(found)
 
 
+def _graph(graphs: StoredGraphs, place: int) -> SceneGraph:
+    """The scene graph of a picture as it is published."""
+    things = []
+    for row in range(graphs.starts[place], graphs.starts[place + 1]):
+        left, top, right, bottom = graphs.boxes[row].tolist()
+        box = (left, top, right - left, bottom - top)
+        things.append(SceneObject(len(things), graphs.classes[graphs.numbers[row]], (), box))
+    links = graphs.links[graphs.link_starts[place] : graphs.link_starts[place + 1]].tolist()
+    return SceneGraph(tuple(things), tuple((first, graphs.predicates[word], last) for first, word, last in links))
+
+
 def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Job:
     """A job in a new folder: its data in `folder`/data, its run in `folder`/run."""
     (folder / "run").mkdir(parents=True)
@@ -484,6 +614,13 @@ def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Jo
     parts = tuple((name, str(part)) for name, part in given.folders.items())
     stages = experiment.stages
     text = next((part for name, part in parts if isinstance(get_part(stages[name].system), Matcher)), None)
+    if "graphs" in experiment.trainable.reads:
+        text = str(folder / "names")
+        Path(text).mkdir()
+        write_atomically(Path(text) / GRAPH_NAMES, json.dumps(asdict(NAMES)))
     regions = experiment.regions.model_dump(mode="json") if experiment.regions else None
-    prepared = Prepared(train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text, regions)
+    sizes = given.classes, given.predicates
+    prepared = Prepared(
+        train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text, regions, *sizes
+    )
     return Job(experiment, prepared, str(folder / "run"), 1)

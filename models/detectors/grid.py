@@ -291,8 +291,7 @@ class GridDetectorPart:
         return {}
 
     def text_dim(self, config: GridDetectorConfig) -> int:
-        """It reads no text."""
-        return 1
+        return 0
 
     def resolution(self, config: GridDetectorConfig) -> int:
         return config.resolution

@@ -3,6 +3,7 @@
 All logits are taken in float32 or, given it, float64.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +13,13 @@ from torch import Tensor
 from models.precision import at_least_float32
 
 AdversarialForm = Literal["bce", "hinge"]
+Mean = Callable[[Tensor], Tensor]
+"""What stands for E, any shape to (): `mean_over_ranks` where ranks have different numbers, such as of objects."""
+
+
+def mean_of_all(values: Tensor) -> Tensor:
+    """The plain mean, right where every rank has as many."""
+    return values.mean()
 
 
 def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -24,22 +32,22 @@ def hinge_generator(fake_logits: Tensor) -> Tensor:
     return -fake_logits.mean()
 
 
-def real_term(logits: Tensor, form: AdversarialForm) -> Tensor:
+def real_term(logits: Tensor, form: AdversarialForm, mean: Mean = mean_of_all) -> Tensor:
     """What a discriminator pays for real pictures: -E log sigmoid(D) ("bce") or E relu(1 - D) ("hinge")."""
     logits = at_least_float32(logits)
-    return (F.softplus(-logits) if form == "bce" else F.relu(1 - logits)).mean()
+    return mean(F.softplus(-logits) if form == "bce" else F.relu(1 - logits))
 
 
-def fake_term(logits: Tensor, form: AdversarialForm) -> Tensor:
+def fake_term(logits: Tensor, form: AdversarialForm, mean: Mean = mean_of_all) -> Tensor:
     """What a discriminator pays for fakes: -E log(1 - sigmoid(D)) ("bce") or E relu(1 + D) ("hinge")."""
     logits = at_least_float32(logits)
-    return (F.softplus(logits) if form == "bce" else F.relu(1 + logits)).mean()
+    return mean(F.softplus(logits) if form == "bce" else F.relu(1 + logits))
 
 
-def fooling_term(logits: Tensor, form: AdversarialForm) -> Tensor:
+def fooling_term(logits: Tensor, form: AdversarialForm, mean: Mean = mean_of_all) -> Tensor:
     """What a generator pays for its pictures: -E log sigmoid(D) ("bce") or -E D ("hinge")."""
     logits = at_least_float32(logits)
-    return F.softplus(-logits).mean() if form == "bce" else -logits.mean()
+    return mean(F.softplus(-logits) if form == "bce" else -logits)
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor], form: AdversarialForm) -> Tensor:

@@ -22,7 +22,8 @@ from orchestration.evaluation.feature_views import FEATURES, NETS
 from orchestration.evaluation.scenes_net import ATTRIBUTES
 from orchestration.evaluation.tables import better
 from orchestration.home import Home
-from orchestration.preparation import PART_PROTOCOL, Preparation, choose_protocol
+from orchestration.preparation import Preparation
+from orchestration.requirements import PART_PROTOCOL, choose_protocol
 from search_spaces.space import Space, Value
 
 __all__ = [

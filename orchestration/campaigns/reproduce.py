@@ -29,9 +29,10 @@ from orchestration.evaluation.matcher_views import OWN_CAPTIONER
 from orchestration.evaluation.r_precision import OWN_MATCHER
 from orchestration.evaluation.record import MetricRecord, from_json, to_json
 from orchestration.home import Home, exclusive
-from orchestration.preparation import Preparation, choose_protocol, require_weights
+from orchestration.preparation import Preparation
 from orchestration.prepared import PreparedSplit
 from orchestration.progress import Say
+from orchestration.requirements import choose_protocol, require_weights
 from orchestration.stages import Progress, quiet, short_hash, write_atomically
 from orchestration.tracking import Tracker
 from orchestration.training.launch import train

@@ -2,13 +2,15 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Objects, Regions, TextFeatures, Tokens
+from models.contract import Batch, Candidates, Graphs, Objects, Regions, TextFeatures, Tokens
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
+from orchestration.data.graphs import StoredGraphs
 from orchestration.data.objects import StoredObjects
 from orchestration.data.pictures import Pictures
 from orchestration.data.regions import RegionFeatures
@@ -19,12 +21,25 @@ from orchestration.errors import RequestError, RunError
 ORDER, CAPTION, FLIP, CUT_X, CUT_Y, WORDS = 0, 1, 2, 3, 4, 5
 
 
+class CandidateStore(Protocol):
+    """The candidate patches of every object of a split."""
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """(N,) the images, in order."""
+        ...
+
+    def take(self, items: NDArray[np.int64]) -> Candidates:
+        """Of B pictures; patches are bytes."""
+        ...
+
+
 class CaptionedPictures:
     """Pixels and captions of one split: the images that have both, in the order of the captions.
 
     pictures: may hold more images; index: every one of its images must be in `pictures` and have a caption; features,
-    tokens: how systems read the captions of the index, None where none does; objects, regions: of the index's images,
-    None where no system reads them; there may be regions of more images.
+    tokens: how systems read the captions of the index, None where none does; objects, regions, graphs, candidates: of
+    the index's images, None where no system reads them; there may be regions of more images.
     Raises RunError or RequestError where that does not hold.
     """
 
@@ -36,9 +51,12 @@ class CaptionedPictures:
         tokens: CaptionTokens | None = None,
         objects: StoredObjects | None = None,
         regions: RegionFeatures | None = None,
+        graphs: StoredGraphs | None = None,
+        candidates: "CandidateStore | None" = None,
     ) -> None:
         self.pictures, self.index, self.features, self.tokens = pictures, index, features, tokens
         self.objects, self.regions = objects, regions and regions.of(index.image_ids)
+        self.graphs, self.candidates = graphs, candidates
         place = {image_id: row for row, image_id in enumerate(pictures.image_ids.tolist())}
         try:
             self._rows = np.array([place[image_id] for image_id in index.image_ids.tolist()], np.int64)
@@ -50,10 +68,11 @@ class CaptionedPictures:
             raise RunError(
                 "captions and features were prepared from different data: delete the stages folder and repeat"
             )
-        if objects is not None and not np.array_equal(objects.image_ids, index.image_ids):
-            raise RunError(
-                "captions and objects were prepared from different data: delete the stages folder and repeat"
-            )
+        for name, stored in (("objects", objects), ("graphs", graphs), ("candidates", candidates)):
+            if stored is not None and not np.array_equal(stored.image_ids, index.image_ids):
+                raise RunError(
+                    f"captions and {name} were prepared from different data: delete the stages folder and repeat"
+                )
         silent = np.flatnonzero(np.diff(index.starts) < 1)
         if len(silent):
             raise RequestError(
@@ -97,7 +116,13 @@ class CaptionedPictures:
             torch.from_numpy(self.index.class_ids[items]),
             self.objects.take(items) if self.objects else None,
             self.regions.batch(items) if self.regions else None,
+            self.graphs.take(items) if self.graphs else None,
+            self.normalised(self.candidates.take(items)) if self.candidates else None,
         )
+
+    def normalised(self, candidates: Candidates) -> Candidates:
+        """Patches of bytes, with values as the pictures'."""
+        return replace(candidates, patches=self.pictures.transform.normalise(candidates.patches))
 
     def drawn(self, items: NDArray[np.int64], draws: NDArray[np.float64], flip: bool) -> NDArray[np.uint8]:
         """uint8 (B,3,H,W), cut and flipped by `draws` (B,3)."""
@@ -142,6 +167,8 @@ class TrainingStream:
             torch.from_numpy(loaded.class_ids),
             loaded.objects,
             loaded.regions,
+            loaded.graphs,
+            self.data.normalised(loaded.candidates) if loaded.candidates else None,
         )
 
     def _load(self, start: int, count: int) -> "_Loaded":
@@ -158,6 +185,8 @@ class TrainingStream:
             data.tokens.take(captions, mix(self.seed, WORDS, positions)) if data.tokens else None,
             data.objects.take(items, draws, self.flip) if data.objects else None,
             data.regions.batch(items) if data.regions else None,
+            data.graphs.take(items, draws) if data.graphs else None,
+            data.candidates.take(items) if data.candidates else None,
         )
 
 
@@ -170,6 +199,8 @@ class _Loaded:
     tokens: Tokens | None
     objects: Objects | None
     regions: Regions | None
+    graphs: Graphs | None
+    candidates: Candidates | None
 
 
 def held_out_captions(captions: CaptionIndex, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,12 +11,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from orchestration.data.json_files import clause, read_bytes
 from orchestration.data.problems import Kind, Notice, Problem, refuse
-from orchestration.data.records import Box, Dataset, ImageRecord, Instance, SceneGraph, SceneObject, carried
+from orchestration.data.records import (
+    Box,
+    Dataset,
+    ImageRecord,
+    Instance,
+    PanopticSegment,
+    SceneGraph,
+    SceneObject,
+    carried,
+)
 from orchestration.data.sampler import derive_seed, mix
 from orchestration.errors import RequestError
 
@@ -237,14 +247,22 @@ def graph_sentence(graph: SceneGraph) -> str:
     return " and ".join(f"{names[subject]} {word} {names[target]}" for subject, word, target in graph.relationships)
 
 
+StuffSource = Literal["auto", "stuff", "panoptic"]
+"""Whose regions of stuff are nodes: COCO-Stuff's, the panoptic map's, or COCO-Stuff's where a picture has them."""
+
+
 @dataclass(frozen=True, slots=True)
 class CocoGraphOptions:
-    """sg2im's choice of COCO objects (section 4.1; what it leaves open follows its released code)."""
+    """sg2im's choice of COCO objects (section 4.1; what it leaves open follows its released code).
+
+    sg2im knows COCO-Stuff alone; panoptic maps, which are younger, stand in where it is absent.
+    """
 
     min_area: float = 0.02  # of the picture; of the box, not of the mask (google/sg2im, issue 7)
     objects_per_picture: tuple[int, int] = (3, 8)
     left_out: tuple[str, ...] = ("other",)  # COCO-Stuff's category of all that is a thing
     crowds: bool = True  # whether a crowd, one box around many, counts as an object (code)
+    stuff: StuffSource = "auto"
 
 
 def spatial_relation(subject_box: Box, object_box: Box) -> str:
@@ -278,20 +296,35 @@ def _within(inner: Box, outer: Box) -> bool:
     )
 
 
+def coco_regions(record: ImageRecord, source: StuffSource = "auto") -> tuple[Instance | PanopticSegment, ...] | None:
+    """Things, then stuff, or None where the picture's stuff is not annotated.
+
+    Things are the instances, or the panoptic map's where no instances file lists the picture. A panoptic map covers
+    the whole picture, so that one without any stuff counts as annotated: COCO-Stuff has a region "other" there.
+    """
+    segments = () if record.panoptic is None else record.panoptic.segments
+    things = tuple(each for each in segments if each.thing) if record.instances is None else record.instances
+    if record.stuff and source != "panoptic":
+        return *things, *record.stuff
+    if record.panoptic is not None and source != "stuff":
+        return *things, *(each for each in segments if not each.thing)
+    return None
+
+
 def coco_graph(record: ImageRecord, options: CocoGraphOptions, seed: int) -> SceneGraph | None:
     """The scene graph of a COCO picture's boxes, or None where sg2im does not use the picture.
 
-    Its nodes are the instances and the stuff regions that `options` admit, named by category. A node's id is its index
-    in `(*record.instances, *record.stuff)`: its mask is found there. Each node gives one relationship, with another
+    Its nodes are the things and the stuff regions that `options` admit, named by category. A node's id is its index
+    in `coco_regions(record, options.stuff)`: its mask is found there. Each node gives one relationship, with another
     node and in a direction that are drawn from the seed and the image id: a picture's graph is always the same.
     A picture without stuff annotations has none, nor one with too few or too many objects.
     """
-    if not record.stuff:
+    regions = coco_regions(record, options.stuff)
+    if regions is None:
         return None
-    regions = dict(enumerate((*(record.instances or ()), *record.stuff)))
     nodes = [
         SceneObject(index, region.category, (), region.box)
-        for index, region in regions.items()
+        for index, region in enumerate(regions)
         if _admitted(region, record, options)
     ]
     least, most = options.objects_per_picture
@@ -308,7 +341,7 @@ def coco_graph(record: ImageRecord, options: CocoGraphOptions, seed: int) -> Sce
     return SceneGraph(tuple(nodes), tuple(relationships))
 
 
-def _admitted(region: Instance, record: ImageRecord, options: CocoGraphOptions) -> bool:
+def _admitted(region: Instance | PanopticSegment, record: ImageRecord, options: CocoGraphOptions) -> bool:
     if region.category in options.left_out or (region.crowd and not options.crowds):
         return False
     return region.box[2] * region.box[3] >= options.min_area * record.width * record.height
@@ -322,7 +355,7 @@ def _on_unit_square(box: Box, record: ImageRecord) -> Box:
 def with_coco_graphs(dataset: Dataset, options: CocoGraphOptions | None = None, seed: int = 0) -> Dataset:
     """The data set with a graph on every record: a published one stays, others are made by `coco_graph`.
 
-    Records for which sg2im makes no graph are left out. Published sizes (sg2im, section 4.1): 24,972 train, 1,024 val
+    Records of which no graph is made are left out. Published sizes (sg2im, section 4.1): 24,972 train, 1,024 val
     and 2,048 test pictures, of which `own_val_and_test` makes the last two. The train figure is of COCO-Stuff's 40,000
     pictures of 2017: the files published since June 2018 annotate all of COCO, and about 72,600 pictures pass
     (google/sg2im, issue 15; ashual/scene_generation, issue 6).
@@ -336,14 +369,16 @@ def with_coco_graphs(dataset: Dataset, options: CocoGraphOptions | None = None, 
             kept.append(replace(record, graph=graph))
     if not kept:
         least, most = options.objects_per_picture
+        sources = {"auto": ("panoptic", "stuff"), "stuff": ("stuff",), "panoptic": ("panoptic",)}[options.stuff]
+        files = " or ".join(f"annotations/{source}_{dataset.split}2017.json" for source in sources)
         raise RequestError(
             f"no picture of {dataset.root} ({dataset.split}) gives a scene graph: each needs stuff annotations and "
-            f"{least} to {most} objects of {options.min_area:.0%} of its area; add the published file "
-            f"annotations/stuff_{dataset.split}2017.json."
+            f"{least} to {most} objects of {options.min_area:.0%} of its area; add the published file {files}."
         )
     said = f"{dataset.digest} graphs {options} {seed}"
     digest = hashlib.sha256(said.encode()).hexdigest()
-    return replace(dataset, records=tuple(kept), carries=carried(kept), digest=digest)
+    complete = dataset.complete | {"graph"}
+    return replace(dataset, records=tuple(kept), carries=carried(kept), digest=digest, complete=complete)
 
 
 def own_val_and_test(val: Dataset, val_pictures: int = 1024) -> tuple[Dataset, Dataset]:

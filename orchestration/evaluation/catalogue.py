@@ -19,8 +19,9 @@ from orchestration.errors import RequestError
 from orchestration.evaluation.metric import Metric, OpenView, View
 from orchestration.evaluation.plans import Plan, by_label
 from orchestration.evaluation.soa_captions import Counts, LabelsPlan
-from orchestration.preparation import Preparation, choose_protocol
+from orchestration.preparation import Preparation
 from orchestration.prepared import PreparedSplit
+from orchestration.requirements import choose_protocol
 
 DUAL, STATISTICS, SOA_CAPTIONS = "dual-encoder", "fid-statistics", "soa-captions"
 

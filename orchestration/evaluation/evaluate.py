@@ -15,7 +15,7 @@ import torch
 
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
-from orchestration.data.features import Encoder
+from orchestration.data.graph_reader import Reader
 from orchestration.data.records import Dataset
 from orchestration.data.sampler import derive_seed
 from orchestration.data.word_encoder import WordEncoder
@@ -46,6 +46,8 @@ from orchestration.training.state import Checkpoint, Provenance, check_provenanc
 SAMPLES = 30_000
 REPEATED_CAPTIONS, TIMES = 200, 5
 EVALUATIONS = "evaluations"
+CONDITIONS = frozenset({"features", "graphs", "candidates"})
+"""What of what a system reads its pictures are drawn from."""
 REAL_ROW, UNTRAINED_ROW = "real pictures", "untrained"
 
 
@@ -72,7 +74,7 @@ class Evaluation:
     """One split, ready to judge checkpoints of one experiment on it. Raises RequestError before any long work."""
 
     def __init__(
-        self, experiment: Experiment, home: Home, request: Request, encoder: Encoder, progress: Progress = quiet
+        self, experiment: Experiment, home: Home, request: Request, encoder: Reader, progress: Progress = quiet
     ) -> None:
         self.trained = Preparation(experiment, home, progress, encoder=encoder)
         if request.source is not None:
@@ -89,7 +91,7 @@ class Evaluation:
     @cached_property
     def split(self) -> PreparedSplit:
         """Pixels and captions."""
-        return self.preparation.split(self.dataset, reads=frozenset({"features"}))
+        return self.preparation.split(self.dataset, reads=self.experiment.trainable.reads & CONDITIONS)
 
     @cached_property
     def data(self) -> CaptionedPictures:

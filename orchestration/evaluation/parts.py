@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Captioner, Finder, Matcher, Nets
+from models.contract import Batch, Captioner, Comparer, Finder, Matcher, Nets
 from models.detectors.contract import Detections
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions
 from orchestration.errors import RequestError, RunError
-from orchestration.evaluation.estimates import figures
+from orchestration.evaluation.estimates import Estimate, figures, wilson
 from orchestration.evaluation.finding import found_figures
 from orchestration.evaluation.judging import CPU, Verdict
 from orchestration.evaluation.metric import Asked, Seen
@@ -27,24 +27,25 @@ OTHERS = 99
 
 
 class PartJudge:
-    """Judges a `Matcher` by R-precision, a `Captioner` by naming and a `Finder` by the boxes it finds, on one held-out
-    split.
+    """Judges a `Matcher` by R-precision, a `Captioner` by naming, a `Finder` by the boxes it finds and a `Comparer` by
+    the triplets it puts in the right order, on one held-out split.
 
-    samples: pictures, each with one caption, drawn with the seed; a finder sees each once. R-precision is 1+99, or 1+K
-    where fewer images are judged. Where images share classes, or captions of scenes name the same background, colour
-    and thing, it is also given against captions of other classes: those of the same class may well be true. Raises
-    RequestError for a part that is none of them and for fewer than two images, RunError where a captioner's words, or
-    the boxes that are to be found, were not prepared.
+    samples: pictures, each with one caption, drawn with the seed; a finder and a comparer see each once. R-precision is
+    1+99, or 1+K where fewer images are judged. Where images share classes, or captions of scenes name the same
+    background, colour and thing, it is also given against captions of other classes: those of the same class may well
+    be true. Raises RequestError for a part that is none of them and for fewer than two images, RunError where a
+    captioner's words, or the boxes that are to be found, were not prepared.
     """
 
     def __init__(
         self, experiment: Experiment, split: PreparedSplit, samples: int, seed: int, device: torch.device = CPU
     ) -> None:
         self.part = experiment.trainable
-        if not isinstance(self.part, Matcher | Captioner | Finder):
+        if not isinstance(self.part, Matcher | Captioner | Comparer | Finder):
             raise RequestError(
-                f"{experiment.system} neither matches nor describes pictures, nor finds what is in them, so nothing "
-                "here can judge it: give its class embed and encode, describe, or find (models/contract.py)"
+                f"{experiment.system} neither matches nor describes pictures, nor finds or compares what is in them, "
+                "so nothing here can judge it: give its class embed and encode, describe, find, or compare "
+                "(models/contract.py)"
             )
         self.seed, self.device = seed, device
         self.data: CaptionedPictures = split.open()
@@ -80,6 +81,9 @@ class PartJudge:
             if isinstance(self.part, Finder):
                 found |= self._find(self.part, nets)
                 protocols.append("finding")
+            if isinstance(self.part, Comparer):
+                found |= self._compare(self.part, nets)
+                protocols.append("triplets")
         return Verdict(" ".join(protocols), found, len(self.items))
 
     def _match(self, part: Matcher, nets: Nets) -> list[RPrecision]:
@@ -121,6 +125,20 @@ class PartJudge:
             assert batch.images is not None
             found += part.find(nets, batch.images)
         return found_figures(found, self.data.objects.take(items))
+
+    def _compare(self, part: Comparer, nets: Nets) -> dict[str, float]:
+        """Of the triplets within each portion of pictures. Those of one patch hang together: the interval is that of as
+        many independent pictures."""
+        _, first = np.unique(self.items, return_index=True)
+        right = total = 0.0
+        for _, batch in self._batches(first):
+            near, far = part.compare(nets, batch)
+            right += float((near < far).sum() + (near == far).sum() / 2)
+            total += len(near)
+        if not total:
+            raise RequestError("no held-out picture has two objects, so there is nothing to compare: choose other data")
+        order: Estimate = wilson(right / total, len(first))
+        return {**figures({"triplets/in-order": order}), "triplets_count/in-order": total}
 
     def _classes(self) -> NDArray[np.int64] | None:
         """(samples,) what pictures of one class share; None where every image is a class of its own."""

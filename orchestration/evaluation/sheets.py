@@ -26,7 +26,8 @@ from orchestration.evaluation.plans import CAPTIONS, Plan, one_a_caption, real_i
 from orchestration.evaluation.tables import better
 from orchestration.home import Home
 from orchestration.painter import checkpoint_encoder, vocabulary_digest
-from orchestration.preparation import Preparation, choose_protocol
+from orchestration.preparation import Preparation
+from orchestration.requirements import choose_protocol
 from orchestration.runs import find_checkpoint
 from orchestration.stages import Progress, ensure, quiet, write_atomically
 from orchestration.training.launch import EXPERIMENT_FILE

@@ -20,6 +20,16 @@ from orchestration.recipes.mirrorgan import (
     mirrorgan_laptop,
     mirrorgan_scenes,
 )
+from orchestration.recipes.scene_graphs import (
+    retrievegan_coco,
+    retrievegan_laptop,
+    retrievegan_scenes,
+    retrievegan_vg,
+    sg2im_coco,
+    sg2im_laptop,
+    sg2im_scenes,
+    sg2im_vg,
+)
 from orchestration.recipes.xmcgan import (
     MINILM,
     QUICK_SCENES,
@@ -47,6 +57,14 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         mirrorgan_coco14_paper,
         mirrorgan_laptop,
         mirrorgan_scenes,
+        retrievegan_coco,
+        retrievegan_vg,
+        retrievegan_laptop,
+        retrievegan_scenes,
+        sg2im_coco,
+        sg2im_vg,
+        sg2im_laptop,
+        sg2im_scenes,
         xmcgan_coco14,
         xmcgan_coco14_released,
         xmcgan_laptop,

@@ -27,7 +27,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".writing-"
 STAGE_ONLY = ("stage.json", "figures.json")  # of a trained part's folder: what is said about it, not what it is
-TEXT = "text"  # within a checkpoint: the trained encoder that its captions are read with
+TEXT = "text"  # within a checkpoint: what its prompts are read with, a trained encoder or the names of scene graphs
+NAMES = "graph_vocabulary.json"
 
 
 class DamagedCheckpoint(RequestError):
@@ -318,6 +319,14 @@ def _restore_optimizer(net: nn.Module, optimizer: torch.optim.Adam, tensors: Map
         optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device)
 
 
+def _graph_sizes(names: Path) -> Given:
+    """How many names the scene graphs have that a checkpoint was trained with."""
+    if not names.is_file():
+        return NOTHING
+    found = json.loads(names.read_text(encoding="utf-8"))
+    return Given(classes=len(found["objects"]), predicates=len(found["relationships"]))
+
+
 def load_for_sampling(
     checkpoint: Checkpoint, device: torch.device, vocabulary: str | None = None
 ) -> dict[str, nn.Module]:
@@ -331,7 +340,7 @@ def load_for_sampling(
     experiment = checkpoint.experiment
     system = experiment.trainable
     with torch.device("meta"):
-        nets = system.build(experiment.model, NOTHING)
+        nets = system.build(experiment.model, _graph_sizes(checkpoint.folder / TEXT / NAMES))
     loaded = {}
     for name in system.averages(experiment.model):
         net = nets[name].to_empty(device=device)

@@ -24,8 +24,8 @@ from orchestration.errors import RunError
 from orchestration.evaluation.collapse import Collapsed, Ending, collapse_reason, end_together
 from orchestration.evaluation.judging import BrokenPictures, Judge, Verdict
 from orchestration.evaluation.looking import drawer
-from orchestration.preparation import PART_PROTOCOL
 from orchestration.prepared import Prepared
+from orchestration.requirements import PART_PROTOCOL
 from orchestration.stages import write_atomically
 from orchestration.training.loop import Cadence, Diverged, Trainer, run
 from orchestration.training.recorder import Recorder, grid_columns, read_metrics

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.contract import Batch, Captioner, Finder, Matcher, Objective, Phase, Settings, StepContext, TextFeatures
+from models.contract import (
+    Batch,
+    Captioner,
+    Comparer,
+    Finder,
+    Matcher,
+    Objective,
+    Phase,
+    Settings,
+    StepContext,
+    TextFeatures,
+)
 from models.parallel import OneRank
 from models.registry import gathered_names, get_system, get_trainable, part_names, system_names
 from models.xmcgan import XMCGAN, XMCGANConfig
@@ -40,19 +51,27 @@ def test_it_describes_itself(trainable_name: str) -> None:
     assert system.title and "\n" not in system.title
     assert issubclass(system.Config, Settings)
     assert system.needs <= CARRIED
-    assert system.reads and system.reads <= {"features", "tokens", "objects", "regions"}
+    assert system.reads and system.reads <= {
+        "features",
+        "tokens",
+        "objects",
+        "regions",
+        "graphs",
+        "candidates",
+    }
     config = tiny_settings(system.Config)
-    assert set(system.stages(config).values()) <= {*part_names(), *gathered_names()} - {trainable_name}
-    assert system.text_dim(config) > 0 and system.resolution(config) >= 32
+    assert set(system.stages(config).values()) <= {*part_names(), *gathered_names(), *system_names()} - {trainable_name}
+    assert (system.text_dim(config) > 0) == bool(system.reads & {"features", "tokens"})
+    assert system.resolution(config) >= 32
     assert all(info.description for info in system.Config.model_fields.values())
 
 
-def test_systems_draw_from_features_and_parts_are_judged() -> None:
+def test_systems_draw_from_captions_or_graphs_and_parts_are_judged() -> None:
     for name in system_names():
-        assert callable(get_system(name).sample) and "features" in get_trainable(name).reads
+        assert callable(get_system(name).sample) and get_trainable(name).reads & {"features", "graphs"}
     for name in part_names():
         part = get_trainable(name)
-        assert isinstance(part, Matcher | Captioner | Finder) and not hasattr(part, "sample")
+        assert isinstance(part, Matcher | Captioner | Comparer | Finder) and not hasattr(part, "sample")
 
 
 def test_an_unknown_system_is_a_key_error() -> None:
@@ -102,15 +121,17 @@ def same_weights(net: nn.Module, other: nn.Module) -> bool:
 
 
 def test_what_it_is_built_from_is_missed_with_a_sentence(trainable_name: str) -> None:
-    """A part that is not trained yet, or a vocabulary where word indices are read."""
+    """A part that is not trained yet, or a vocabulary where word indices or graphs are read."""
     experiment = tiny_experiment(trainable_name)
-    if not experiment.stages and "tokens" not in experiment.trainable.reads:
+    if trainable_name == "co_occurrence" or not (
+        experiment.stages or experiment.trainable.reads & {"tokens", "graphs"}
+    ):
         build_nets(experiment)
         return
     with pytest.raises(RequestError) as caught:
         build_nets(experiment)
     wanted = [f"the trained stage {part!r}" for part in experiment.stages]
-    wanted += ["vocabulary"] if "tokens" in experiment.trainable.reads else []
+    wanted += ["vocabulary"] if experiment.trainable.reads & {"tokens", "graphs"} else []
     assert any(what in str(caught.value) for what in wanted) and "\n" not in str(caught.value)
 
 

@@ -88,6 +88,7 @@ class PatchStages:
 
     def source(self, dataset: Dataset) -> CandidateSource:
         """The candidates of a split, made now where they are missing."""
+        self.preparation.part(ENCODER)  # before the stages that need it: they would count as running meanwhile
         bank = self.preparation.ensure(self.bank())
         found = self.preparation.ensure(self.candidates(dataset))
         return CandidateSource(str(found), str(bank), self.settings.candidates)

@@ -172,6 +172,11 @@ class Preparation:
             )
 
     @property
+    def drawn_from(self) -> frozenset[str]:
+        """What of what it reads its pictures are conditioned on; the rest is for its losses."""
+        return self.subject.reads & {"features", "graphs", "candidates"}
+
+    @property
     def _splits(self) -> tuple[str, ...]:
         """Whose pictures are read: what is gathered is not judged."""
         data = self.experiment.data

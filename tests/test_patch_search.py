@@ -116,16 +116,28 @@ def test_a_picture_full_of_the_class(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["exact", "flat"])
 def test_what_rounding_cannot_tell_apart_is_fetched(kind: Any) -> None:
-    """1,000 patches on a sphere of radius 1 around the query, 1e-9 apart in distance and in falling order of place."""
+    """1,000 patches on a sphere around the query: their squared distances differ in the last place of float32."""
     draw = np.random.default_rng(0)
-    count = 1000
-    around = draw.normal(size=(count, 16))
-    around /= np.linalg.norm(around, axis=1, keepdims=True)
-    features = around.astype(np.float32)
-    index = PatchIndex(features, np.ones(count, np.int64), np.arange(count), PreFilterSettings(index=kind))
+    around = draw.normal(size=(1000, 16))
+    features = (around / np.linalg.norm(around, axis=1, keepdims=True)).astype(np.float32)
+    index = PatchIndex(features, np.ones(1000, np.int64), np.arange(1000), PreFilterSettings(index=kind))
     places, _ = index.search(np.zeros((1, 16), np.float32), np.array([1]), 10)
     true = np.square(features.astype(np.float64)).sum(1)
-    assert places[0].tolist() == np.lexsort((np.arange(count), true))[:10].tolist()
+    assert places[0].tolist() == np.lexsort((np.arange(1000), true))[:10].tolist()
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+def test_two_far_clusters(kind: Any) -> None:
+    """Within one, distances are of the order of 1 and rounding is of lengths of the order of 1000."""
+    for seed in range(10):
+        draw = np.random.default_rng(seed)
+        far = draw.normal(size=(1, 128)) * 1000 / 128**0.5
+        sides = np.where(np.arange(300) % 2, 1, -1)[:, None]
+        features = (draw.normal(size=(300, 128)) * 0.1 + far * sides).astype(np.float32)
+        index = PatchIndex(features, np.ones(300, np.int64), np.arange(300), PreFilterSettings(index=kind))
+        places, _ = index.search(far.astype(np.float32), np.array([1]), 1)
+        true = np.linalg.norm(features.astype(np.float64) - far.astype(np.float32), axis=1)
+        assert places.tolist() == [[true.argmin()]], seed
 
 
 def test_equal_patches_come_by_place_however_many() -> None:
@@ -173,6 +185,25 @@ def test_how_queries_are_batched_and_threads_change_nothing() -> None:
             assert results[0] == results[1], kind
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def test_faiss_has_one_thread_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, told = uniform(50), list[int]()
+    before = faiss.omp_get_max_threads()
+    monkeypatch.setattr(faiss, "omp_set_num_threads", told.append)
+    index.search(index.features[:2], index.classes[:2], 3)
+    assert told == [1, before] * 2  # it is built, and asked
+
+
+def test_patches_and_queries_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = uniform(9000)
+    queries, classes = whole.features[:40], whole.classes[:40]
+    expected = whole.search(queries, classes, 10)[0].tolist()
+    monkeypatch.setattr(patch_search, "_NUMBERS", 1000)
+    for kind in ("exact", "flat"):
+        settings = PreFilterSettings(index=kind)
+        index = PatchIndex(whole.features, whole.classes, whole.image_ids, settings)
+        assert index.search(queries, classes, 10)[0].tolist() == expected
 
 
 class TestRecall:

@@ -1,8 +1,10 @@
 """What a campaign needs, and what there is, in numbers.
 
-Nothing is trained, prepared or allocated: nets are built on torch.device("meta").
+Nothing is trained or prepared, and nets are built on torch.device("meta"); a system that draws from scene graphs draws
+one picture.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.contract import Batch, Given, Matcher, TextFeatures
+from models.contract import Batch, Candidates, Given, Graphs, Matcher, TextFeatures
 from models.detectors.contract import DetectorSettings
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.regions import DETECTOR
@@ -46,6 +48,8 @@ Measured as the growth of the process from batch 32 to 128: 3.2 for XMC-GAN, 5.8
 """
 WORDS = 27_297
 """A vocabulary's size where the data's own is not known yet: that of COCO (AttnGAN's released captions.pickle)."""
+CLASSES, PREDICATES, OBJECTS = 178, 45, 8
+"""Of scene graphs: Visual Genome's names as sg2im filters them; the most objects that it takes of a COCO picture."""
 PNG_SHARE = 0.7
 """Of raw pixels, where pictures are kept as PNG: photographs take about half to two thirds."""
 SPEED = "speed/images_per_second"
@@ -98,6 +102,34 @@ def free_memory(root: Path = Path("/")) -> float:
     return min(found)
 
 
+def _given() -> Given:
+    """Stands in for what the data will say."""
+    return Given(WORDS, classes=CLASSES, predicates=PREDICATES)
+
+
+def _zeros(net: nn.Module) -> nn.Module:
+    """A net of the same sizes on the CPU, all its numbers 0."""
+    real = copy.deepcopy(net).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*real.parameters(), *real.buffers()):
+            tensor.zero_()
+    return real
+
+
+def _graph_conditions(base: Experiment) -> Batch:
+    """One picture's: as many objects as sg2im takes of COCO, each with all of its candidates."""
+    most = OBJECTS
+    classes, counts = torch.ones(1, most, dtype=torch.int64), torch.tensor([most])
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, most, 4)
+    graphs = Graphs(classes, boxes, counts, torch.zeros(1, most, 3, dtype=torch.int64), counts)
+    if base.patches is None:
+        return Batch(torch.zeros(1, dtype=torch.int64), graphs=graphs)
+    shape, side = (1, most, base.patches.candidates), base.patches.side
+    there = torch.full(shape[:2], base.patches.candidates)
+    patches = Candidates(torch.zeros(*shape, 3, side, side), torch.zeros(shape, dtype=torch.int64), there)
+    return Batch(torch.zeros(1, dtype=torch.int64), graphs=graphs, candidates=patches)
+
+
 class Needs:
     """What a campaign needs, in numbers; bytes and kimg."""
 
@@ -113,7 +145,7 @@ class Needs:
     @cached_property
     def _nets(self) -> dict[str, nn.Module]:
         with torch.device("meta"):
-            return self.base.trainable.build(self.base.model, Given(WORDS))
+            return self.base.trainable.build(self.base.model, _given())
 
     @cached_property
     def memory(self) -> dict[str, float]:
@@ -142,11 +174,18 @@ class Needs:
         if not hasattr(base.trainable, "sample"):
             return 0.0
         count = training.batch_size // (training.micro_batches * base.resources.workers)
-        width = base.trainable.text_dim(base.model)
-        with torch.device("meta"):
-            words = torch.empty(count, base.words.longest, width)
-            text = TextFeatures(words, torch.ones(count, dtype=torch.int64), torch.empty(count, width))
-            conditions = Batch(torch.empty(count, dtype=torch.int64), text=text)
+        nets, pictures = self._nets, count
+        if "graphs" in base.trainable.reads:
+            # How many objects there are decides the shapes, which no meta tensor says: one picture, by nets of zeros.
+            pictures = 1
+            nets = {name: _zeros(net) for name, net in nets.items() if name in base.trainable.averages(base.model)}
+            conditions = _graph_conditions(base)
+        else:
+            width = base.trainable.text_dim(base.model)
+            with torch.device("meta"):
+                words = torch.empty(count, base.words.longest, width)
+                text = TextFeatures(words, torch.ones(count, dtype=torch.int64), torch.empty(count, width))
+                conditions = Batch(torch.empty(count, dtype=torch.int64), text=text)
         kept: list[Tensor] = []  # alive, so that no two have one address
 
         def keep(tensor: Tensor) -> Tensor:
@@ -154,12 +193,12 @@ class Needs:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            drawn = base.get_system().sample(self._nets, base.model, conditions, range(count))
-        own = {_address(tensor) for net in self._nets.values() for tensor in (*net.parameters(), *net.buffers())}
+            drawn = base.get_system().sample(nets, base.model, conditions, range(pictures))
+        own = {_address(tensor) for net in nets.values() for tensor in (*net.parameters(), *net.buffers())}
         found = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in [*kept, drawn]}
         half = training.precision == "bfloat16" or (training.precision == "auto" and self.uses_gpu)
         share = ACTIVATIONS / 2 if half else ACTIVATIONS
-        return share * sum(size for address, size in found.items() if address not in own)
+        return share * count / pictures * sum(size for address, size in found.items() if address not in own)
 
     @cached_property
     def checkpoint_bytes(self) -> float:
@@ -177,7 +216,7 @@ class Needs:
             if isinstance(get_part(stage.system), Matcher):
                 part = get_trainable(stage.system)
                 with torch.device("meta"):
-                    nets = part.build(stage.model, Given(WORDS))
+                    nets = part.build(stage.model, _given())
                 return sum(_bytes(nets[net]) for net in part.optimizers(stage.model))
         return 0.0
 

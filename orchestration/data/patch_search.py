@@ -258,6 +258,7 @@ class PatchIndex:
             index.nprobe = wanted.probes
         elif kind == "hnsw":
             index = faiss.IndexHNSWFlat(width, wanted.neighbours, faiss.METRIC_L2)
+            index.hnsw.efSearch = wanted.ef  # or what a search is asked for, where that is more
         if self.device == "gpu" and kind != "hnsw":
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
         with _one_faiss_thread():
@@ -265,8 +266,6 @@ class PatchIndex:
             index.add(rows)
 
         def propose(queries: NDArray[np.float32], m: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            if kind == "hnsw":
-                index.hnsw.efSearch = max(wanted.ef, m)  # a narrower beam finds no m
             with _one_faiss_thread():
                 squares, found = index.search(queries, m)
             return found, squares

@@ -46,8 +46,6 @@ from orchestration.training.state import Checkpoint, Provenance, check_provenanc
 SAMPLES = 30_000
 REPEATED_CAPTIONS, TIMES = 200, 5
 EVALUATIONS = "evaluations"
-CONDITIONS = frozenset({"features", "graphs", "candidates"})
-"""What of what a system reads its pictures are drawn from."""
 REAL_ROW, UNTRAINED_ROW = "real pictures", "untrained"
 
 
@@ -91,7 +89,7 @@ class Evaluation:
     @cached_property
     def split(self) -> PreparedSplit:
         """Pixels and captions."""
-        return self.preparation.split(self.dataset, reads=self.experiment.trainable.reads & CONDITIONS)
+        return self.preparation.split(self.dataset, reads=self.preparation.drawn_from)
 
     @cached_property
     def data(self) -> CaptionedPictures:

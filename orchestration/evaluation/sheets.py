@@ -111,7 +111,7 @@ class _Gallery:
         encoder = checkpoint_encoder(checkpoint, home)
         self.preparation = Preparation(self.experiment, home, progress, encoder=encoder)
         dataset = self.preparation.dataset(self.experiment.data.test_split)
-        self.data = self.preparation.split(dataset, reads=frozenset({"features"})).open()
+        self.data = self.preparation.split(dataset, reads=self.preparation.drawn_from).open()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         nets = load_for_sampling(checkpoint, self.device, vocabulary_digest(encoder))
         self._take = drawn_by(drawer(self.experiment, nets, self.device))

@@ -8,7 +8,6 @@ from models.retrievegan import CoOccurrenceConfig, RetrieveGANConfig
 from models.sg2im import Sg2imConfig
 from orchestration.config import (
     DataSettings,
-    EvaluationSettings,
     Experiment,
     PatchSettings,
     ResourceSettings,
@@ -17,13 +16,12 @@ from orchestration.config import (
 )
 from orchestration.data.graphs import GraphSettings
 from orchestration.data.patch_search import PreFilterSettings
-from orchestration.recipes.attngan import ONE_GPU, epochs
+from orchestration.recipes.attngan import COCO_EVALUATION, ONE_GPU, epochs
 from orchestration.recipes.cpgan import SCENES_OF_THINGS
 
 COCO_STUFF_PICTURES, VISUAL_GENOME_PICTURES = 24_972, 62_565
 """Training pictures (sg2im, section 4.1)."""
 COCO_GRAPHS = GraphSettings(val_pictures=1024)
-JUDGED = EvaluationSettings(protocol="inception-2015", samples=2048, every_kimg=None)
 FAST = AdamSettings(learning_rate=5e-4, beta_1=0.5, beta_2=0.999)
 """For thousands of steps where the papers have a million."""
 
@@ -90,8 +88,8 @@ def sg2im_coco() -> Experiment:
     """sg2im as its released code is configured for COCO-Stuff: 64 px, batch 32, a million steps.
 
     Paper: sg2im, table 1: IS 6.7 +- .1 at 64 px; RetrieveGAN, table 1, measured FID 136.8, IS 4.1 +- .1 at 128 px.
-    Cost: a million steps. Needs COCO 2017 with COCO-Stuff's boxes; the first 1,024 of its val split are val, the rest
-    test. Command: t2i train sg2im_coco --data coco-2017:PATH --set resources.weights.inception-2015=FILE
+    Cost: a million steps. Needs COCO 2017 and COCO-Stuff's boxes. 1,024 pictures of its val split are val, others test.
+    Command: t2i train sg2im_coco --data coco-2017:PATH
     """
     return Experiment(
         recipe="sg2im_coco",
@@ -100,7 +98,7 @@ def sg2im_coco() -> Experiment:
         data=DataSettings(source="coco-2017:coco"),
         graphs=COCO_GRAPHS,
         training=TrainingSettings(kimg=32_000, batch_size=32, log_kimg=3.2, picture_kimg=320, checkpoint_kimg=320),
-        evaluation=JUDGED,
+        evaluation=COCO_EVALUATION,
         resources=ONE_GPU,
     )
 
@@ -109,8 +107,8 @@ def sg2im_vg() -> Experiment:
     """sg2im as its released code is configured for Visual Genome: 64 px, batch 32, a million steps.
 
     Paper: sg2im, table 1: IS 5.5 +- .1 at 64 px; RetrieveGAN, table 1, measured FID 126.9, IS 5.1 +- .1 at 128 px.
-    Cost: a million steps. Needs Visual Genome 1.4. Command: t2i train sg2im_vg --data visual-genome-sg2im:PATH --set
-    resources.weights.inception-2015=FILE
+    Cost: a million steps. Needs Visual Genome 1.4.
+    Command: t2i train sg2im_vg --data visual-genome-sg2im:PATH
     """
     return sg2im_coco().model_copy(
         update={
@@ -160,8 +158,7 @@ def retrievegan_coco() -> Experiment:
     with given ones; table 2 changes this recipe. Sizes, weights, tau, k and length are in no public text: those of
     sg2im and PasteGAN, batch 16 for 90 epochs. Cost: 140,000 steps after sg2im's million. Needs COCO 2017 with
     COCO-Stuff's boxes and VGG-16's weights.
-    Command: t2i train retrievegan_coco --data coco-2017:PATH --set model.perceptual.weights=FILE \
---set resources.weights.inception-2015=FILE
+    Command: t2i train retrievegan_coco --data coco-2017:PATH --set model.perceptual.weights=FILE
     """
     sg2im = sg2im_coco()
     stages = retrieval_stages(Sg2imConfig(), sg2im.training, CoOccurrenceConfig(), epochs(20, COCO_STUFF_PICTURES))
@@ -176,7 +173,7 @@ def retrievegan_coco() -> Experiment:
         training=TrainingSettings(
             kimg=epochs(90, COCO_STUFF_PICTURES), batch_size=16, log_kimg=1.6, picture_kimg=50, checkpoint_kimg=50
         ),
-        evaluation=JUDGED,
+        evaluation=COCO_EVALUATION,
         resources=ResourceSettings(workers=1, use_gpu=True),
     )
 
@@ -186,8 +183,7 @@ def retrievegan_vg() -> Experiment:
 
     Paper: RetrieveGAN, table 1: FID 70.3, IS 7.7 +- .1, DS .24 +- .1 with predicted boxes, 46.3, 9.1 +- .1, .23 +- .1
     with given ones. Cost: 350,000 steps after sg2im's million. Needs Visual Genome 1.4 and VGG-16's weights.
-    Command: t2i train retrievegan_vg --data visual-genome-sg2im:PATH --set model.perceptual.weights=FILE \
---set resources.weights.inception-2015=FILE
+    Command: t2i train retrievegan_vg --data visual-genome-sg2im:PATH --set model.perceptual.weights=FILE
     """
     coco, kimg = retrievegan_coco(), epochs(90, VISUAL_GENOME_PICTURES)
     return coco.model_copy(
@@ -201,8 +197,7 @@ def retrievegan_vg() -> Experiment:
 
 
 def retrievegan_laptop() -> Experiment:
-    """RetrieveGAN at 64 px, small enough for a laptop, on any pictures with scene graphs, or with what they are made
-    of.
+    """RetrieveGAN at 64 px, small enough for a laptop, on pictures with scene graphs or what they are made of.
 
     No published number. EfficientNet-lite0 stands in VGG's place, so nothing is fetched.
     Command: t2i train retrievegan_laptop --data coco:PATH
@@ -220,8 +215,7 @@ def retrievegan_laptop() -> Experiment:
 
 
 def retrievegan_scenes() -> Experiment:
-    """RetrieveGAN at 64 px on easy scenes, sg2im, patch bank and co-occurrence embedding included: minutes on two
-    cores.
+    """RetrieveGAN at 64 px on easy scenes, with all that it needs: minutes on two cores.
 
     Six things, six colours, four backgrounds; graphs say nothing of colours, patches do. No published number.
     Command: t2i train retrievegan_scenes --workers 2

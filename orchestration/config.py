@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -392,15 +392,21 @@ def _value(text: str) -> Any:
         return text
 
 
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def describe_fields(settings: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
     """(dotted name, type, default, description) of every leaf field, for help and `t2i models`."""
     rows = []
     for name, info in settings.model_fields.items():
         annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += describe_fields(annotation, f"{prefix}{name}.")
+        nested = [kind for kind in (annotation, *get_args(annotation)) if _is_settings(kind)]
+        if nested:
+            rows += describe_fields(nested[0], f"{prefix}{name}.")
             continue
-        choices = get_args(annotation)
+        # Of a tuple or a table what is in it is no choice.
+        choices = () if get_origin(annotation) in (tuple, list, dict) else get_args(annotation)
         kind = " | ".join(getattr(choice, "__name__", None) or json.dumps(choice) for choice in choices) or getattr(
             annotation, "__name__", str(annotation)
         )

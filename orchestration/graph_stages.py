@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.data.graph_reader import graph_vocabulary_stage
+from orchestration.data.graph_reader import GraphReader, graph_vocabulary_stage
 from orchestration.data.graphs import GraphSettings, graph_dataset, graphs_stage, known_names
 from orchestration.data.records import Dataset
 from orchestration.data.scene_graphs import GraphVocabulary
@@ -21,6 +21,8 @@ _GRAPHED = frozenset({"scene graphs"})
 class GraphStages:
     """The scene graphs of a preparation's data, in words the captions of its pictures.
 
+    Names are those of the training pictures; where a trained system's reader is given they are that one's, whatever
+    data are read: numbers of other names would be other things.
     reads: whether the subject reads the graphs themselves; others, such as AttnGAN in RetrieveGAN's comparison (section
     4), read them in words alone.
     """
@@ -28,6 +30,7 @@ class GraphStages:
     def __init__(self, preparation: "Preparation", settings: GraphSettings) -> None:
         self.preparation, self.settings = preparation, settings
         self.reads = "graphs" in preparation.subject.reads
+        self._reader = preparation._encoder if isinstance(preparation._encoder, GraphReader) else None
 
     def dataset(self, split: str) -> Dataset:
         """The pictures of a split that have a graph, of the names that training knows. Raises RequestError."""
@@ -35,7 +38,9 @@ class GraphStages:
         train = self.preparation.experiment.data.train_split
         if key not in opened:
             found = graph_dataset(self.preparation.published, split, self.settings)
-            if split != train:
+            if self._reader is not None:
+                found = known_names(found, self._reader.vocabulary)
+            elif split != train:
                 found = known_names(found, GraphVocabulary.of(self.dataset(train).records))
             opened[key] = found
         return opened[key]
@@ -46,8 +51,8 @@ class GraphStages:
 
     @cached_property
     def vocabulary(self) -> GraphVocabulary:
-        """The names in the training pictures' graphs."""
-        return GraphVocabulary.of(self._train.records)
+        """The names that graphs are read by."""
+        return self._reader.vocabulary if self._reader else GraphVocabulary.of(self._train.records)
 
     @property
     def vocabulary_stage(self) -> Stage:

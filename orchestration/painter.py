@@ -1,7 +1,10 @@
 """A checkpoint ready to draw: prompts and seeds in, pictures out. Serving and `t2i` share it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +14,20 @@ from torch import Tensor
 from models.contract import Batch
 from models.encoders.image import WeightsMissing
 from models.encoders.text import TextEncoder
+from orchestration.config import Experiment
 from orchestration.data.features import check_encodable
 from orchestration.data.graph_reader import GraphReader, Reader
+from orchestration.data.graph_text import MOST_OBJECTS, NO_BOX, graph_text
+from orchestration.data.patch_source import PatchFinder
+from orchestration.data.patches import open_bank
+from orchestration.data.records import SceneGraph, SceneObject
+from orchestration.data.transforms import get_transform
 from orchestration.data.word_encoder import WordEncoder, open_word_encoder
 from orchestration.errors import RequestError
 from orchestration.evaluation.looking import drawer
 from orchestration.evaluation.pixels import to_bytes
 from orchestration.home import Home
+from orchestration.stages import DamagedStage, Manifest, Progress, Stage, ensure, is_finished, read_manifest
 from orchestration.training.state import NAMES, TEXT, Checkpoint, load_for_sampling, open_checkpoint
 
 
@@ -42,25 +52,94 @@ def vocabulary_digest(encoder: Reader) -> str | None:
     return encoder.vocabulary.digest if isinstance(encoder, WordEncoder | GraphReader) else None
 
 
+def checkpoint_patches(checkpoint: Checkpoint, home: Home) -> PatchFinder | None:
+    """What finds patches for the objects of a checkpoint's prompts; None where it draws from none.
+
+    The bank and the graph encoder are stages of the home, found by what they say they were made of: the data itself
+    need not be there. Nothing is computed. Raises RequestError where they are missing or damaged.
+    """
+    from orchestration.patch_stages import ENCODER
+
+    experiment = checkpoint.experiment
+    settings = experiment.patches
+    if "candidates" not in experiment.trainable.reads or settings is None:
+        return None
+    damaged: DamagedStage | None = None
+    for folder in sorted(home.stages.glob("patches-*")):
+        try:
+            manifest = read_manifest(folder) if is_finished(folder) else None
+            if manifest is None or not _is_bank(manifest, checkpoint, settings.side):
+                continue
+            encoder = home.stages / f"{ENCODER}-{manifest.inputs[ENCODER_INPUT]}"
+            if not is_finished(encoder) or not _is_encoder(read_manifest(encoder), experiment.stage(ENCODER)):
+                continue
+            bank = open_bank(_whole(folder, home))
+            return PatchFinder(bank, _whole(encoder, home), settings.prefilter, settings.candidates)
+        except DamagedStage as error:
+            damaged = error
+    if damaged is not None:
+        raise damaged
+    raise RequestError(
+        f"{experiment.recipe} draws from a patch bank that {ENCODER} describes, and {home.stages} has none that fits "
+        f"{checkpoint.folder}: t2i train {experiment.recipe}, with the run's settings, makes it, or name the home that "
+        "the run was trained in"
+    )
+
+
+ENCODER_INPUT = "encoder"  # of a bank's stage
+
+
+def _is_bank(manifest: Manifest, checkpoint: Checkpoint, side: int) -> bool:
+    data = checkpoint.provenance.data_digest
+    return (manifest.inputs.get("data"), manifest.settings.get("side")) == (data, side)
+
+
+def _is_encoder(manifest: Manifest, part: Experiment) -> bool:
+    """Whether a trained part is the one of these settings; of which data it is, the bank's manifest says."""
+    from orchestration.part_stages import RECORDS
+
+    wanted: dict[str, Any] = {
+        "system": part.system,
+        "model": part.model.model_dump(mode="json"),
+        "training": part.training.model_dump(mode="json", exclude=RECORDS),
+        "transform": part.data.transform,
+        "flip": part.data.flip,
+    }
+    return all(manifest.settings.get(name) == value for name, value in wanted.items())
+
+
+def _whole(folder: Path, home: Home) -> Path:
+    """A stage's folder, checked, and kept from being freed while this process lives."""
+
+    def gone(working: Path, progress: Progress) -> None:
+        raise RequestError(f"{folder} was removed just now: repeat what is making it, or name another home")
+
+    found = read_manifest(folder)
+    return ensure(Stage(found.name, found.version, found.settings, found.inputs, gone), home.stages)
+
+
 class Painter:
     """Draws with the averaged nets of a checkpoint.
 
-    Raises RequestError when the checkpoint is damaged, or its text encoder is missing or not the one it was trained
-    with.
+    patches: for systems that draw from them. Raises RequestError when the checkpoint is damaged, or its text encoder is
+    missing or not the one it was trained with.
     """
 
-    def __init__(self, checkpoint: Checkpoint, encoder: Reader, device: torch.device) -> None:
-        self.checkpoint, self.encoder = checkpoint, encoder
+    def __init__(
+        self, checkpoint: Checkpoint, encoder: Reader, device: torch.device, patches: PatchFinder | None = None
+    ) -> None:
+        self.checkpoint, self.encoder, self.device, self.patches = checkpoint, encoder, device, patches
         self.experiment = checkpoint.experiment
         self.checkpoint_digest = checkpoint.digest
         self.experiment_name = self.experiment.recipe
         self.resolution: int = self.experiment.get_system().resolution(self.experiment.model)
-        nets = load_for_sampling(checkpoint, device, vocabulary_digest(encoder))
-        self._draw = drawer(self.experiment, nets, device)
+        self.nets = load_for_sampling(checkpoint, device, vocabulary_digest(encoder))
+        self._draw = drawer(self.experiment, self.nets, device)
 
     @classmethod
     def load(cls, checkpoint: Path, home: Path, device: str = "cpu") -> "Painter":
-        """The painter of the checkpoint in a folder; `home` is where packaged encoders are unpacked."""
+        """The painter of the checkpoint in a folder; `home` is where packaged encoders are unpacked, and patches are
+        kept."""
         opened = open_checkpoint(checkpoint)
         encoder = checkpoint_encoder(opened, Home(home), device)
         trained_with = opened.provenance.text_digest
@@ -69,20 +148,62 @@ class Painter:
                 f"checkpoint {checkpoint} was trained with the text encoder {trained_with[:12]}, but "
                 f"{opened.experiment.text.name!r} here is {encoder.digest[:12]}: install the same weights"
             )
-        return cls(opened, encoder, torch.device(device))
+        return cls(opened, encoder, torch.device(device), checkpoint_patches(opened, Home(home)))
+
+    @property
+    def probes(self) -> Sequence[tuple[str, int]] | None:
+        """Prompts and seeds that stand for all there may be: a short one, an ordinary one, the longest. None where any
+        words will do."""
+        if not isinstance(self.encoder, GraphReader):
+            return None
+        return list(zip(graph_prompts(self.encoder, self.patches), (1, 2, 3), strict=True))
+
+    def check(self, prompt: str) -> None:
+        """RequestError for a prompt that nothing can be drawn of."""
+        if not isinstance(self.encoder, GraphReader):
+            check_encodable([prompt])
+            return
+        graphs = self.encoder.graphs([prompt])
+        if self.patches is not None:
+            self.patches.check(graphs)
 
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """(B,3,H,W) in [-1, 1] for B prompts and B seeds."""
-        check_encodable(prompts)
+        if isinstance(self.encoder, GraphReader):
+            # One by one: of how many objects the others are, which no probe can foresee, decides how sums are rounded.
+            pairs = zip(prompts, seeds, strict=True)
+            return torch.cat([self._draw(self.conditions([prompt]), [seed]) for prompt, seed in pairs])
         return self._draw(self.conditions(prompts), seeds)
 
     def conditions(self, prompts: Sequence[str]) -> Batch:
         """What pictures of B prompts are drawn from. Raises RequestError for a prompt that cannot be read."""
         if isinstance(self.encoder, GraphReader):
-            return self.encoder.conditions(prompts)
+            return self.with_patches(self.encoder.conditions(prompts))
+        check_encodable(prompts)
         return Batch(torch.arange(len(prompts)), text=self.encoder(prompts))
+
+    def with_patches(self, conditions: Batch) -> Batch:
+        """With the candidates of its graphs' objects, where the system draws from patches. Raises RequestError for an
+        object of which there is no patch."""
+        if self.patches is None or conditions.graphs is None:
+            return conditions
+        wanted = self.experiment.data.transform
+        transform = get_transform(self.experiment.trainable.transform if wanted == "auto" else wanted)
+        found = self.patches(conditions.graphs)
+        return replace(conditions, candidates=replace(found, patches=transform.normalise(found.patches)))
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """(B,H,W,3) bytes for B prompts and B seeds."""
         pictures: NDArray[np.uint8] = to_bytes(self.draw_float(prompts, seeds)).permute(0, 2, 3, 1).cpu().numpy()
         return pictures
+
+
+def graph_prompts(reader: GraphReader, patches: PatchFinder | None) -> Iterator[str]:
+    """Three graphs in words: of one object, of three in a row, and of as many as a person may write."""
+    vocabulary = reader.vocabulary
+    names = [name for place, name in enumerate(vocabulary.objects) if patches is None or patches.has(place + 1)]
+    for count in (1, 3, MOST_OBJECTS):
+        things = tuple(SceneObject(place, name, (), NO_BOX) for place, name in enumerate(islice(cycle(names), count)))
+        words = list(islice(cycle(vocabulary.relationships), count - 1))
+        links = tuple((place, word, place + 1) for place, word in enumerate(words))
+        yield graph_text(SceneGraph(things, links), vocabulary)

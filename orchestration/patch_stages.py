@@ -64,7 +64,7 @@ class PatchStages:
             write_atomically(folder / FIGURES, json.dumps(figures, indent=1))
 
         inputs = {"bank": bank.key, **self._inputs(dataset)}
-        settings = {**prefilter.model_dump(mode="json"), "own": own}
+        settings = {**prefilter.model_dump(mode="json"), "own": own, "split": dataset.split}
         return Stage("candidates", CANDIDATES_VERSION, settings, inputs, write, resumable=True)
 
     def _inputs(self, dataset: Dataset) -> dict[str, str]:

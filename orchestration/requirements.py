@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.trunk import ImageTrunkSettings, find_trunk_weights
+from models.losses.perceptual import PerceptualSettings, require_perceptual_weights
 from models.registry import get_part
 from orchestration.config import Experiment
 from orchestration.data.records import Dataset
@@ -39,20 +40,24 @@ def require_weights(experiment: Experiment) -> None:
             find_weights(settings)
         except WeightsMissing as error:
             raise RequestError(f"model.pretrained: {error}") from error
-    for where, trunk in _trunks(experiment):
+    for where, net in _frozen_nets(experiment):
         try:
-            find_trunk_weights(trunk, where)
+            if isinstance(net, PerceptualSettings):
+                require_perceptual_weights(net, where)
+            else:
+                find_trunk_weights(net, where)
         except WeightsMissing as error:
-            raise RequestError(str(error)) from error
+            raise RequestError(f"{where}: {error}") from error
 
 
-def _trunks(settings: Any, path: str = "") -> Iterator[tuple[str, ImageTrunkSettings]]:
-    """Every frozen image net below some settings, with the field that names it."""
-    if isinstance(settings, ImageTrunkSettings):
+def _frozen_nets(settings: Any, path: str = "") -> Iterator[tuple[str, ImageTrunkSettings | PerceptualSettings]]:
+    """Every frozen image net below some settings that is used, with the field that names it."""
+    if isinstance(settings, ImageTrunkSettings | PerceptualSettings):
         yield path, settings
     elif isinstance(settings, BaseModel | dict):
         for name, value in settings.items() if isinstance(settings, dict) else settings:
-            yield from _trunks(value, f"{path}.{name}" if path else name)
+            if not isinstance(value, PerceptualSettings) or getattr(settings, "uses_perceptual", True):
+                yield from _frozen_nets(value, f"{path}.{name}" if path else name)
 
 
 def choose_protocol(experiment: Experiment) -> str:

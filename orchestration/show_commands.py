@@ -11,8 +11,8 @@ from orchestration.errors import RequestError
 from orchestration.evaluation_commands import parse_weights
 from orchestration.options import number, repeatable
 
-SAMPLES, NEIGHBOURS, CURVE, MEMORY = "samples", "neighbours", "curve", "memory"
-CAPTIONS, NEIGHBOURED_CAPTIONS = 12, 6
+SAMPLES, NEIGHBOURS, CURVE, MEMORY, RETRIEVAL = "samples", "neighbours", "curve", "memory", "retrieval"
+CAPTIONS, NEIGHBOURED_CAPTIONS, GRAPHS = 12, 6, 4
 
 
 def add_to(group: click.Group) -> None:
@@ -20,17 +20,18 @@ def add_to(group: click.Group) -> None:
     command(group, "show")(show)
 
 
-@click.argument("runs", metavar="RUN... [WORD...]", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN... [WORD|GRAPH...]", nargs=-1, required=True)
 @click.option(
     "--what",
-    type=click.Choice([SAMPLES, NEIGHBOURS, CURVE, MEMORY]),
+    type=click.Choice([SAMPLES, NEIGHBOURS, CURVE, MEMORY, RETRIEVAL]),
     default=SAMPLES,
     show_default=True,
-    help="Pictures of captions, their nearest training pictures, a metric against kimg, or what words mean.",
+    help="Pictures of captions, their nearest training pictures, a metric against kimg, what words mean, or which "
+    "patches are retrieved for scene graphs.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), default="show.png", show_default=True, help="PNG to draw.")
-@number("--captions", "Held-out captions  [default: 12; neighbours: 6]", 1, 100)
-@number("--samples", "samples: pictures a caption.", 1, 8, default=3)
+@number("--captions", "Held-out captions, or scene graphs  [default: 12; neighbours: 6; retrieval: 4]", 1, 100)
+@number("--samples", "samples, retrieval: pictures a caption.", 1, 8, default=3)
 @number("--nearest", "neighbours: training pictures a caption; memory: words like a word.", 1, 10, default=5)
 @number("--regions", "memory: regions a word.", 1, 8, default=4)
 @number("--seed", "Seed of captions and noise.", 0, default=0)
@@ -61,6 +62,8 @@ def show(
     neighbours: pictures drawn and the training pictures nearest to them; a generator that copies is seen here.
     curve: a metric of one or more runs against kimg, with its 95 % interval; one protocol only.
     memory: for each WORD the regions of training pictures that a CPGAN run remembers of it, and words like it.
+    retrieval: for each GRAPH in words, by default of held-out pictures, the patches that a RetrieveGAN run may draw it
+    from, those it chose, the photographs they were cut from, the boxes and the pictures.
     RUN is a run's name in HOME/runs, a run folder or a checkpoint folder.
 
     \b
@@ -69,9 +72,12 @@ def show(
       t2i show RUN --what neighbours --captions 8
       t2i show RUN1 RUN2 --what curve --figure fid
       t2i show RUN --what memory bird red
+      t2i show RUN --what retrieval "sheep left of tree and tree above grass"
     """
     if what == MEMORY:
         return _memory(app, runs[0], runs[1:], out, regions, nearest)
+    if what == RETRIEVAL:
+        return _retrieval(app, runs[0], runs[1:], out, captions or GRAPHS, samples, seed)
     if what == CURVE:
         return _curve(app, runs, out, figure)
     if len(runs) > 1:
@@ -100,6 +106,14 @@ def _memory(app: App, run: str, words: Sequence[str], out: str, regions: int, ne
     never = f"; never seen: {', '.join(unseen)}" if unseen else ""
     app.say(f"drew {len(found)} word{'s' * (len(found) > 1)} to {out}{never}")
     return {"png": str(Path(out).resolve()), "words": [asdict(one) for one in found]}
+
+
+def _retrieval(app: App, run: str, graphs: Sequence[str], out: str, held_out: int, samples: int, seed: int) -> Result:
+    from orchestration.retrieval_sheet import show_retrieval
+
+    found = show_retrieval(app.home, run, graphs, Path(out), held_out, samples, seed, app.progress())
+    app.say(f"drew {len(found)} graph{'s' * (len(found) > 1)} to {out}")
+    return {"png": str(Path(out).resolve()), "graphs": [one.to_json() for one in found]}
 
 
 def _samples(app: App, run: str, out: str, captions: int, samples: int, seed: int) -> Result:

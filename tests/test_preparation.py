@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.text import TextEncoder, TextEncoderSettings
-from orchestration import preparation as preparation_module
+from orchestration import requirements as requirements_module
 from orchestration.config import Experiment
 from orchestration.data import picture_files
 from orchestration.data.coco import read_coco
@@ -379,9 +379,9 @@ class TestRefusals:
         self, experiment: Experiment, home: Home, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def missing(net: PretrainedImageSettings) -> Path:
-            raise preparation_module.WeightsMissing(f"{net.name} is not installed")
+            raise requirements_module.WeightsMissing(f"{net.name} is not installed")
 
-        monkeypatch.setattr(preparation_module, "find_weights", missing)
+        monkeypatch.setattr(requirements_module, "find_weights", missing)
         with pytest.raises(RequestError, match="efficientnet-lite0 is not installed, or set it to none"):
             Preparation(experiment.replace({"evaluation.protocol": "auto"}), home).everything()
 

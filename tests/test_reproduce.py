@@ -335,7 +335,7 @@ class TestCommand:
         [
             ((), "no table to reproduce: name one, such as mirrorgan-table3"),
             (("mirrorgan-table9",), "no table 'mirrorgan-table9'; near it: mirrorgan-table3"),
-            (("retrievegan-table2",), "retrievegan-table2 needs the system retrievegan, which is to come"),
+            (("trecs-table2",), "trecs-table2 needs the system trecs, which is to come"),
             (("xmcgan-table5", "--scale", "huge"), "no scale 'huge'"),
             (("xmcgan-table5", "--scale", "paper"), "--scale paper needs the paper's data: add --data coco-2014:PATH"),
             (("xmcgan-table5", "--out", "table.pdf"), "--out table.pdf is neither .md nor .csv"),

@@ -151,6 +151,13 @@ def test_every_row_is_claimed_something_of(name: str) -> None:
             },
         ),
         (
+            "retrievegan_table1",
+            {
+                "predicted_boxes": (43.2, 10.6, 0.34, 70.3, 7.7, 0.24),
+                "given_boxes": (42.7, 10.7, 0.21, 46.3, 9.1, 0.23),
+            },
+        ),
+        (
             "retrievegan_table2",
             {
                 "neither": (56.8, 8.8, 0.30),
@@ -191,6 +198,23 @@ def test_recall_of_trecs_is_of_no_row() -> None:
         *(26.3, 53.8, 66.8, 78.4, 89.9, 95.4),
         *(27.0, 52.2, 63.1, 74.1, 86.6, 92.9),
     ]
+
+
+def test_other_systems_of_retrievegans_table_1() -> None:
+    """FID, Inception Score and diversity on COCO-Stuff, then on Visual Genome."""
+    found = {
+        (entry.system, entry.title): tuple(figure.value for figure in entry.published.values())
+        for entry in load_table("retrievegan_table1").references
+    }
+    assert found == {
+        ("sg2im", "with predicted boxes"): (136.8, 4.1, 0.02, 126.9, 5.1, 0.11),
+        ("attngan", "on graphs in words"): (72.8, 8.4, 0.14, 114.6, 10.4, 0.27),
+        ("pastegan", "with predicted boxes"): (59.8, 8.8, 0.43, 81.8, 6.7, 0.30),
+        ("sg2im", "with true boxes"): (79.9, 8.5, 0.02, 111.9, 5.8, 0.13),
+        ("layout2im", "with true boxes"): (45.3, 10.2, 0.29, 44.0, 9.3, 0.29),
+        ("pastegan", "with true boxes"): (54.9, 9.6, 0.38, 68.1, 6.7, 0.28),
+        ("real", ""): (6.8, 24.3, 6.9, 24.1),
+    }
 
 
 def test_mirrorgan_table_3() -> None:

@@ -103,7 +103,7 @@ STAND_INS: dict[type[Settings], Settings] = {
     PerceptualSettings: PerceptualSettings(net="efficientnet-lite0", weights="random", side=32),
 }
 REGIONS = RegionSettings(count=4)
-PATCHES = PatchSettings(candidates=6, side=16, prefilter=PreFilterSettings(k=6))
+PATCHES = PatchSettings(candidates=6, side=16, prefilter=PreFilterSettings(k=20))
 NAMES = GraphVocabulary(("cat", "dog", "grass"), (), ("left of", "on"))
 CARRIED = frozenset({"images", "captions", "boxes", "graph"})
 MOST_PARAMETERS = 300_000

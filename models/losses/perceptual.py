@@ -53,7 +53,9 @@ def require_perceptual_weights(settings: PerceptualSettings, field: str) -> None
 
 
 class PerceptualDistance(nn.Module):
-    """Two times pictures (B,3,H,W) in [-1, 1] to distances (B,), 0 for equal ones.
+    """Pictures (k*B,3,H,W) and what they should look like (B,3,H,W), in [-1, 1], to distances (k*B,), 0 for equal ones.
+
+    The i-th is compared with the (i modulo B)-th, which is looked at once.
 
     Always in evaluation mode, parameters frozen; gradient flows to the pictures. Under `torch.device("meta")` it is an
     empty module. Raises WeightsMissing.
@@ -78,7 +80,8 @@ class PerceptualDistance(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """No gradient is needed of the second: it is what the first should look like."""
         with torch.no_grad():
-            wanted = self._maps(second)
+            times = len(first) // max(1, len(second))
+            wanted = tuple(maps.repeat(times, *[1] * (maps.dim() - 1)) for maps in self._maps(second))
         return torch.stack(
             [self._between(one, other) for one, other in zip(self._maps(first), wanted, strict=True)]
         ).mean(0)

@@ -46,6 +46,11 @@ class RetrieveGANConfig(GraphEncoderSettings, ObjectDiscriminatorSettings):
         64, ge=1, description="width of the last refinement module's map; each module before it is twice as wide"
     )
     refinement_modules: int = Field(5, ge=1, description="refinement modules, one for each doubling (sg2im: 5)")
+    box_relu: bool = Field(
+        False,
+        description="a ReLU ends the box head too, as sg2im's and PasteGAN's; section 3.2 says fully connected layers. "
+        "Under the boxes' L1 distance it was seen to die, and boxes with it",
+    )
     training_boxes: Literal["given", "predicted"] = Field(
         "given", description="boxes that pictures are drawn by in training (PasteGAN: the graph's own)"
     )

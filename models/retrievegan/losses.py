@@ -10,17 +10,17 @@ from models.blocks.graphs import FlatGraphs
 from models.blocks.layout import crop_boxes
 from models.blocks.object_discriminator import Judgement
 from models.blocks.pixels import to_signed
-from models.contract import Objective, StepContext
+from models.contract import Objective
 from models.losses.adversarial import fooling_term
 from models.losses.scene_graphs import class_loss
-from models.parallel import mean_over_ranks
+from models.parallel import Ranks, mean_over_ranks
 from models.precision import at_least_float32
 from models.retrievegan.config import RetrieveGANConfig
-from models.retrievegan.networks import Retrieved
+from models.retrievegan.networks import Retrieved, has_patch
 from models.retrievegan.selection import co_occurrence_loss, ground_truth_selection_loss
 
 Compare = Callable[[Tensor, Tensor], Tensor]
-"""Two times pictures (B,3,H,W) in about [-1, 1] to distances (B,)."""
+"""As `PerceptualDistance`."""
 Embed = Callable[[Tensor], Tensor]
 """Patches (M,3,S,S), normalised, to (M,E)."""
 
@@ -32,16 +32,17 @@ def generator_objective(
     rebuilt: Tensor | None,
     images: Tensor,
     flat: FlatGraphs,
-    context: StepContext,
+    normal: Tensor,
+    ranks: Ranks,
     compare: Compare | None,
     embed: Embed | None,
 ) -> Objective:
     """Equation 7.
 
     judgement: of the drawn pictures; rebuilt: (B,3,S,S), drawn from the ground truth, where a weight asks for it;
-    images: the real ones; compare: the perceptual distance, embed: F_occur, None where they have no weight.
+    images: the real ones; normal: (B,) standard normal numbers that nothing else was drawn by, for a random query of
+    the ground-truth selection; compare: the perceptual distance, embed: F_occur, None where they have no weight.
     """
-    ranks = context.ranks
     terms: dict[str, tuple[float, Tensor]] = {
         "image_adversarial": (config.lambda_image_adversarial, fooling_term(judgement.patches, "bce")),
         "object_adversarial": (
@@ -58,24 +59,25 @@ def generator_objective(
         apart = F.l1_loss(at_least_float32(rebuilt), at_least_float32(images))
         terms["image_reconstruction"] = (config.lambda_image_reconstruction, apart)
     if compare is not None:
-        shown = perceptual_pictures(config, drawn.images, rebuilt)
+        shown = torch.cat(perceptual_pictures(config, drawn.images, rebuilt))
+        times = len(shown) // len(images)
         if config.lambda_image_perceptual:
             terms["image_perceptual"] = (
                 config.lambda_image_perceptual,
-                _mean([compare(_signed(one), _signed(images)).mean() for one in shown]),
+                compare(_signed(shown), _signed(images)).mean(),
             )
         if config.lambda_object_perceptual:
             real = _objects(config, images, flat)
-            of_objects = [mean_over_ranks(compare(_objects(config, one, flat), real), ranks) for one in shown]
-            terms["object_perceptual"] = (config.lambda_object_perceptual, _mean(of_objects))
+            cut = torch.cat([_objects(config, one, flat) for one in shown.chunk(times)])
+            terms["object_perceptual"] = (config.lambda_object_perceptual, mean_over_ranks(compare(cut, real), ranks))
     if config.lambda_gt_selection:
-        terms["gt_selection"] = (config.lambda_gt_selection, selection_loss(config, drawn, context))
+        terms["gt_selection"] = (config.lambda_gt_selection, selection_loss(config, drawn, normal, ranks))
     if embed is not None:
         places = drawn.valid.nonzero(as_tuple=True)
         found = embed(drawn.patches)
         embeddings = found.new_zeros(*drawn.valid.shape, found.shape[1]).index_put(places, found)
         apart = co_occurrence_loss(
-            embeddings, drawn.selection.weights, drawn.selection.chosen >= 0, config.selection_losses, ranks
+            embeddings, drawn.selection.weights, has_patch(drawn.selection), config.selection_losses, ranks
         )
         terms["cooccurrence"] = (config.lambda_cooccurrence, apart)
     loss = sum((weight * term for weight, term in terms.values()), start=images.new_zeros(()))
@@ -93,14 +95,12 @@ def perceptual_pictures(config: RetrieveGANConfig, drawn: Tensor, rebuilt: Tenso
     return [pictures for pictures in chosen if pictures is not None]
 
 
-def selection_loss(config: RetrieveGANConfig, drawn: Retrieved, context: StepContext) -> Tensor:
+def selection_loss(config: RetrieveGANConfig, drawn: Retrieved, normal: Tensor, ranks: Ranks) -> Tensor:
     """The ground-truth selection loss; each object's own patch is its last candidate."""
     last = drawn.valid.shape[2] - 1
     truth = drawn.valid[:, :, last].long() * (last + 1) - 1
-    losses = config.selection_losses
-    normal = context.noise(2)[:, 1] if losses.truth_query == "random" else None
     return ground_truth_selection_loss(
-        drawn.features, drawn.valid, truth, losses, config.retrieval.distance, context.ranks, normal
+        drawn.features, drawn.valid, truth, config.selection_losses, config.retrieval.distance, ranks, normal
     )
 
 
@@ -118,7 +118,3 @@ def _objects(config: RetrieveGANConfig, images: Tensor, flat: FlatGraphs) -> Ten
 def _signed(images: Tensor) -> Tensor:
     # Not clamped: a picture that is too bright still has a gradient.
     return to_signed(images, clamp=False)
-
-
-def _mean(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).mean()

@@ -23,6 +23,8 @@ from models.retrievegan.config import RetrieveGANConfig
 from models.retrievegan.retrieval import Selection, mix, retrieve
 
 SLOPE = 0.1  # of leaky ReLU in PasteGAN's crop encoder
+LEAST_LOGIT = -30.0  # below a picture's largest: a share of 1e-13
+EDGE = 1e-3  # px: an edge so near a pixel's is on it, as in the patch bank
 
 
 class PatchMaps(nn.Module):
@@ -88,14 +90,14 @@ class CanvasFuser(nn.Module):
         logits = at_least_float32((asked * self.key(vectors)).sum(1)) / vectors.shape[1] ** 0.5
         largest = logits.detach().new_full((count,), -torch.inf)
         largest = largest.scatter_reduce(0, flat.pictures, logits.detach(), "amax")
-        weights = (logits - largest[flat.pictures]).exp()
+        # Where nobody else is the node is all there is, and what it is divided by must not vanish.
+        weights = (logits - largest[flat.pictures]).clamp(min=LEAST_LOGIT).exp()
         own = maps.new_zeros(len(vectors), *maps.shape[1:]).index_put((flat.objects.nonzero().squeeze(1),), maps)
         spread = vectors.to(maps.dtype)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
         counted = torch.cat([spread, own, torch.ones_like(own[:, :1])], 1)
         weighted = weights.to(counted.dtype)[:, None, None, None] * counted
-        canvas = maps_to_layout(weighted, boxes.to(maps.dtype), flat.pictures, count, self.side, self.align_corners)
-        # The node's weight is never 0 anywhere: exp of a difference that is at most some tens.
-        return canvas[:, :-1] / canvas[:, -1:].clamp(min=1e-6)
+        canvas = maps_to_layout(weighted, boxes, flat.pictures, count, self.side, self.align_corners)
+        return canvas[:, :-1] / canvas[:, -1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Generator(nn.Module):
         self.config = config
         width, scope = config.object_dim, config.batch_norm
         self.encoder = GraphEncoder(config, classes, predicates)
-        self.box_head = Perceptron(width, config.hidden_dim, 4)
+        self.box_head = Perceptron(width, config.hidden_dim, 4, config.box_relu)
         self.patch_embedding = PatchEmbedding(config.patch_channels, config.query_dim, scope)
         self.crop_encoder = CropEncoder(config.patch_channels, config.crop_dim, scope)
         self.fuser = CanvasFuser(width, config.canvas_side, config.align_corners)
@@ -146,7 +148,8 @@ class Generator(nn.Module):
         """noise: (B, `noise_width`) standard normal numbers; boxes: (O,4) to draw by, its own where not given or
         without an extent; truth: (R,3,S,S), patches of the R objects themselves, the last candidate of each."""
         vectors, _ = self.encoder(flat)
-        predicted: Tensor = self.box_head(vectors)
+        # Half precision knows places in a picture to a 256th.
+        predicted = at_least_float32(self.box_head(vectors))
         chosen_boxes = predicted if boxes is None else _where_given(boxes, predicted)
         # The node is the whole picture, whatever is predicted for it.
         chosen_boxes = torch.where(flat.objects[:, None], chosen_boxes, flat.boxes.to(chosen_boxes.dtype))
@@ -161,7 +164,11 @@ class Generator(nn.Module):
         weights = selection.weights.to(embedded.dtype)
         if self.config.retrieval.mixture == "pixels":
             pixels = patches.new_zeros(*valid.shape, *patches.shape[1:]).index_put(places, patches)
-            maps = self.crop_encoder(mix(pixels, weights)[flat.pictures[flat.objects], flat.places[flat.objects]])
+            # One that has no patch has no map either: it is not drawn as a grey one.
+            picked = has_patch(selection)
+            encoded = self.crop_encoder(mix(pixels, weights)[picked])
+            maps = encoded.new_zeros(*picked.shape, *encoded.shape[1:]).index_put((picked,), encoded)
+            maps = maps[flat.pictures[flat.objects], flat.places[flat.objects]]
         else:
             encoded = self.crop_encoder(patches)
             # Of each object's patches, which stand one after the other in `places`.
@@ -205,6 +212,37 @@ def shown(flat: FlatGraphs, candidates: Candidates, truth: Tensor | None) -> tup
     own = truth.new_zeros(batch, most, 1, *truth.shape[1:]).index_put((*rows, torch.zeros_like(rows[0])), truth)
     valid = torch.cat([valid, there], 2)
     return valid, torch.cat([candidates.patches.to(own.dtype), own], 2)[valid]
+
+
+def own_patches(images: Tensor, flat: FlatGraphs, side: int) -> Tensor:
+    """(R,3,side,side): what is in the boxes of the R objects of pictures (B,3,H,W), cut as the patch bank is.
+
+    By the whole pixels that a box touches, resized bilinearly with antialias: cut otherwise, or in half precision, the
+    ground truth would be told from the other candidates by that alone.
+    """
+    boxes, pictures = flat.boxes[flat.objects], flat.pictures[flat.objects]
+    with torch.autocast(images.device.type, enabled=False):
+        across = _cut_weights(boxes[:, 0::2], images.shape[3], side).to(images.dtype)
+        down = _cut_weights(boxes[:, 1::2], images.shape[2], side).to(images.dtype)
+        return down[:, None] @ images[pictures] @ across[:, None].transpose(2, 3)
+
+
+def _cut_weights(edges: Tensor, length: int, side: int) -> Tensor:
+    """How much each of `side` pixels between edges (R,2) in [0, 1] has of each of `length` pixels: (R,side,length)."""
+    low, high = (edges * length).unbind(1)
+    first = (low + EDGE).floor().clamp(0, length - 1)
+    last = (high - EDGE).ceil().clamp(max=length).maximum(first + 1)
+    scale = ((last - first) / side)[:, None]
+    middles = first[:, None] + (torch.arange(side, device=edges.device) + 0.5) * scale
+    pixels = torch.arange(length, device=edges.device) + 0.5
+    weights = F.relu(1 - (pixels - middles[..., None]).abs() / scale.clamp(min=1)[..., None])
+    weights = weights * ((pixels > first[:, None]) & (pixels < last[:, None]))[:, None]
+    return weights / weights.sum(2, keepdim=True)
+
+
+def has_patch(selection: Selection) -> Tensor:
+    """(B,N) bool: objects that are made of a patch; one that was picked in a step that does not count is not."""
+    return (selection.chosen >= 0) & (selection.weights.detach().sum(2) > 0)
 
 
 def _where_given(boxes: Tensor, predicted: Tensor) -> Tensor:

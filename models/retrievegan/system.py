@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating
 from models.blocks.graphs import FlatGraphs, flatten, known_names
-from models.blocks.layout import crop_boxes
 from models.blocks.object_discriminator import Discriminators, Judgement
 from models.blocks.pixels import to_signed
 from models.contract import (
@@ -31,7 +30,7 @@ from models.retrievegan.co_occurrence import STAGE as CO_OCCURRENCE
 from models.retrievegan.co_occurrence import open_co_occurrence
 from models.retrievegan.config import RetrieveGANConfig
 from models.retrievegan.losses import Embed, generator_objective
-from models.retrievegan.networks import Generator, Retrieved
+from models.retrievegan.networks import Generator, Retrieved, own_patches
 from models.retrievegan.retrieval import noise_width
 
 SG2IM = "sg2im"
@@ -84,7 +83,9 @@ class RetrieveGAN:
         def losses(nets: Nets, batch: Batch, context: StepContext) -> Mapping[str, Objective]:
             images, graphs, candidates = _required(batch)
             flat = flatten(graphs)
-            drawn, rebuilt = draw(config, cast(Generator, nets["generator"]), images, flat, candidates, context)
+            # One row for all: noise that is asked for again is the same noise.
+            noise = context.noise(training_noise_width(config, candidates) + 1)
+            drawn, rebuilt = draw(config, cast(Generator, nets["generator"]), images, flat, candidates, noise[:, :-1])
             fake: Judgement = nets["discriminators"](drawn.images, flat)
             real: Judgement = nets["discriminators"](images, flat)
             paid = generator_objective(
@@ -94,7 +95,8 @@ class RetrieveGAN:
                 rebuilt,
                 images,
                 flat,
-                context,
+                noise[:, -1],
+                context.ranks,
                 nets.get("perceptual"),
                 _frozen(nets[CO_OCCURRENCE]) if CO_OCCURRENCE in nets else None,
             )
@@ -120,20 +122,29 @@ class RetrieveGAN:
         return drawn
 
 
+def training_noise_width(config: RetrieveGANConfig, candidates: Candidates) -> int:
+    """How many numbers a picture's retrieval needs in training, where its objects' own patches are candidates too.
+
+    Of the room that all batches have, so that no rank needs another width.
+    """
+    groups, size = candidates.patches.shape[1:3]
+    return noise_width(groups, size + 1, config.retrieval)
+
+
 def draw(
     config: RetrieveGANConfig,
     generator: Generator,
     images: Tensor,
     flat: FlatGraphs,
     candidates: Candidates,
-    context: StepContext,
+    noise: Tensor,
 ) -> tuple[Retrieved, Tensor | None]:
-    """A batch's pictures from retrieved patches and, where a loss asks for it, from the ground truth."""
-    _, groups, size, _, side, _ = candidates.patches.shape
-    truth = crop_boxes(
-        images, flat.boxes[flat.objects], flat.pictures[flat.objects], side, config.align_corners
-    ).detach()
-    noise = context.noise(noise_width(groups, size + 1, config.retrieval))
+    """A batch's pictures from retrieved patches and, where a loss asks for it, from the ground truth.
+
+    noise: (B, `training_noise_width`) standard normal numbers.
+    """
+    side = candidates.patches.shape[-1]
+    truth = own_patches(images, flat, side)
     boxes = flat.boxes if config.training_boxes == "given" else None
     drawn: Retrieved = generator(flat, candidates, noise, boxes, truth)
     rebuilt = None

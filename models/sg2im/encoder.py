@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.blocks.graphs import GraphEncoder
@@ -27,7 +28,7 @@ def open_graph_encoder(folder: Path) -> GraphEncoder:
         classes, predicates = (len(weights[f"{kind}_embedding.weight"]) - 1 for kind in ("class", "predicate"))
         net = GraphEncoder(config, classes, predicates)
         net.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise WeightsMissing(
             f"{described} and the weights beside it are no sg2im ({' '.join(str(error).split())[:200]}): restore that "
             "folder, or train the part again"

@@ -28,6 +28,11 @@ PAPER = "paper"
 OFFLINE: Mapping[str, Mapping[str, Any]] = {
     "xmcgan": {"model.pretrained.name": "efficientnet-lite0", "model.pretrained.side": 32}
 }
+# A graph of one thing has no two patches that could go together.
+QUICK_SCENES_OF_THINGS = QUICK_SCENES.replace("objects=1", "objects=3")
+GRAPHS: Mapping[str, Mapping[str, Any]] = {
+    "retrievegan": {"data.source": QUICK_SCENES_OF_THINGS, "model.perceptual.side": 32}
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ SCALES = {
             part_kimg=4,
             source=QUICK_SCENES,
             resolution=32,
-            changes=OFFLINE,
+            changes={**OFFLINE, **GRAPHS},
         ),
         Scale(
             "small",

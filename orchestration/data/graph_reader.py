@@ -9,7 +9,7 @@ import torch
 
 from models.contract import Batch, Graphs
 from orchestration.data.features import Encoder
-from orchestration.data.graph_text import read_graph
+from orchestration.data.graph_text import GraphLanguage
 from orchestration.data.graphs import graphs_of
 from orchestration.data.records import Dataset
 from orchestration.data.scene_graphs import GraphVocabulary
@@ -55,7 +55,8 @@ class GraphReader:
 
     def graphs(self, prompts: Sequence[str]) -> Graphs:
         """B scene graphs, padded to the largest. Raises RequestError for one that cannot be read."""
-        return graphs_of([read_graph(prompt, self.vocabulary) for prompt in prompts], self.vocabulary)
+        language = GraphLanguage(self.vocabulary)
+        return graphs_of([language.read(prompt) for prompt in prompts], self.vocabulary)
 
     def conditions(self, prompts: Sequence[str]) -> Batch:
         """What pictures of B scene graphs are drawn from. Raises as `graphs`."""

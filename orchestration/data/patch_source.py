@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.blocks.graphs import GraphEncoder, flatten
-from models.contract import Candidates, Graphs
+from models.contract import Batch, Candidates, Graphs
 from models.encoders.image import WeightsMissing
 from models.sg2im.encoder import open_graph_encoder
 from orchestration.data.batches import CaptionedPictures
@@ -125,18 +125,27 @@ class PatchFinder:
         self.bank, self.count = bank, count
         self.index: PatchIndex = index_bank(bank, settings)
 
+    def has(self, number: int) -> bool:
+        """Whether there is a patch of a class (from 1)."""
+        return bool(len(self.bank.of_class(number)))
+
+    def check(self, graphs: Graphs) -> None:
+        """RequestError for an object of a class that the bank has no patch of."""
+        for number in dict.fromkeys(graphs.classes[~graphs.padding()].tolist()):
+            if not self.has(number):
+                raise RequestError(
+                    f"the patch bank has no patch of {self.bank.about.classes[number - 1]!r}: name another object, or "
+                    "train on data with it"
+                )
+
     def __call__(self, graphs: Graphs) -> Candidates:
-        """Patches are bytes (B,N,K,3,S,S). Raises RequestError for an object of a class that the bank has no patch
-        of."""
-        there = ~graphs.padding()
-        classes = graphs.classes[there].numpy()
-        found, _ = self.index.search(self.encode(graphs).numpy(), classes, self.count, None)
-        missing = classes[(found < 0).all(1)]
-        if len(missing):
-            name = self.bank.about.classes[int(missing[0]) - 1]
-            raise RequestError(
-                f"the patch bank has no patch of {name!r}: name another object, or train on data with it"
-            )
+        """Patches are bytes (B,N,K,3,S,S), those of a graph the same beside any others. Raises as `check`."""
+        self.check(graphs)
+        there, batch = ~graphs.padding(), Batch(graphs.counts, graphs=graphs)
+        # One by one: in a larger batch features may be rounded otherwise, and another patch be the nearest.
+        rows = [batch[row : row + 1].graphs for row in range(len(there))]
+        features = torch.cat([self.encode(row) for row in rows if row is not None])
+        found, _ = self.index.search(features.numpy(), graphs.classes[there].numpy(), self.count, None)
         places = torch.zeros(*there.shape, self.count, dtype=torch.int64)
         counts = torch.zeros(there.shape, dtype=torch.int64)
         places[there] = torch.from_numpy(found.clip(0)).long()

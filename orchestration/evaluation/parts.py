@@ -34,7 +34,7 @@ class PartJudge:
     1+99, or 1+K where fewer images are judged. Where images share classes, or captions of scenes name the same
     background, colour and thing, it is also given against captions of other classes: those of the same class may well
     be true. Raises RequestError for a part that is none of them and for fewer than two images, RunError where a
-    captioner's words, or the boxes that are to be found, were not prepared.
+    captioner's words, the boxes that are to be found, or the graphs that are compared, were not prepared.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class PartJudge:
             raise RunError(f"no word indices were prepared for {experiment.system}: add tokens to what it reads")
         if isinstance(self.part, Finder) and self.data.objects is None:
             raise RunError(f"no boxes were prepared for {experiment.system}: add objects to what it reads")
+        if isinstance(self.part, Comparer) and self.data.graphs is None:
+            raise RunError(f"no scene graphs were prepared for {experiment.system}: add graphs to what it reads")
         self.items, self.captions = held_out_captions(self.data.index, samples, seed)
         self.image_ids = self.data.image_ids[self.items]
         if len(np.unique(self.image_ids)) < 2:

@@ -67,7 +67,7 @@ def small_retrievegan(**changes: object) -> RetrieveGANConfig:
         "generator_channels": 8,
         "discriminator_channels": 16,
         "feature_dim": 64,
-        "perceptual": PerceptualSettings(net="efficientnet-lite0", side=64),
+        "perceptual": PerceptualSettings(net="efficientnet-lite0", side=32),
         "generator_optimizer": FAST,
         "discriminator_optimizer": FAST,
     }
@@ -228,5 +228,5 @@ def retrievegan_scenes() -> Experiment:
         graphs=GraphSettings(),
         patches=PatchSettings(candidates=5, side=32, prefilter=PreFilterSettings(k=20)),
         stages=retrieval_stages(SMALL_SG2IM, training(8), SMALL_CO_OCCURRENCE, 16),
-        training=training(8, 16),
+        training=training(6, 16),
     )

@@ -24,7 +24,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from orchestration.config import first_problem
 from orchestration.errors import RequestError
 from orchestration.serving.endpoint import Painted, create_http_app, internal_error, log_failure
-from orchestration.serving.painting import PROBES, InvariantBatches, PainterLike
+from orchestration.serving.painting import InvariantBatches, PainterLike, probes_of, prompt_fault
 from orchestration.serving.pictures import encode_png, picture_metadata
 from orchestration.serving.requests import ModelIdentity, ServeError
 
@@ -102,8 +102,12 @@ class PainterReplica:
         self._draw_one.set_max_batch_size(self._batches.sizes[-1])
         self._draw_one.set_batch_wait_timeout_s(settings.wait_s)
 
-    async def paint(self, prompt: str, seeds: Sequence[int], request_id: str) -> Painted | None:
-        """One PNG a seed; None, after a line in the log, when the painter failed at one."""
+    async def paint(self, prompt: str, seeds: Sequence[int], request_id: str) -> Painted | str | None:
+        """One PNG a seed; a sentence where the prompt cannot be drawn; None, after a line in the log, when the painter
+        failed at one."""
+        fault = await asyncio.to_thread(prompt_fault, self._painter, prompt)
+        if fault is not None:
+            return fault
         drawings = await asyncio.gather(*(self._draw_one((prompt, seed, request_id)) for seed in seeds))
         if any(pixels is None for pixels in drawings):
             return None
@@ -124,7 +128,8 @@ class PainterReplica:
     async def check_health(self) -> None:
         """Draws a probe if the last drawing failed, so that a broken device restarts the replica."""
         if self._failed:
-            await self._draw([PROBES[0][0]], [PROBES[0][1]])
+            prompt, seed = probes_of(self._painter)[0]
+            await self._draw([prompt], [seed])
             self._failed = False
 
     @serve.batch(max_concurrent_batches=GATHERING)
@@ -196,9 +201,11 @@ class Ingress:
 
     async def paint(self, prompt: str, seeds: Sequence[int], request_id: str) -> Painted:
         """See `endpoint.Backend`."""
-        painted: Painted | None = await self._call("paint", request_id, prompt, list(seeds), request_id)
+        painted: Painted | str | None = await self._call("paint", request_id, prompt, list(seeds), request_id)
         if painted is None:
             raise internal_error(request_id)
+        if isinstance(painted, str):
+            raise ServeError("wrong_prompt", painted)
         return painted
 
     async def describe(self) -> ModelIdentity:

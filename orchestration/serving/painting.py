@@ -6,7 +6,7 @@ neighbours, and only sizes that agree bit for bit are used; a batch is padded up
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from orchestration.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,15 @@ PROBES: Final[Sequence[tuple[str, int]]] = (
 _PATTERNS: Final[Sequence[Sequence[int]]] = ((1,), (0, 1, 2), (2, 1))
 
 Key = tuple[Tensor, ...]
+Probes = Sequence[tuple[str, int]]
 
 
 class PainterLike(Protocol):
-    """What serving needs of a checkpoint. Pictures are (B,H,W,3) uint8, or (B,3,H,W) float32 in [-1, 1]."""
+    """What serving needs of a checkpoint. Pictures are (B,H,W,3) uint8, or (B,3,H,W) float32 in [-1, 1].
+
+    One that does not read any words at all has more: `probes`, three prompts and seeds of its own in the place of
+    `PROBES`, and `check(prompt)`, which raises RequestError for a prompt that it cannot draw.
+    """
 
     resolution: int
     checkpoint_digest: str
@@ -48,6 +55,24 @@ class PainterLike(Protocol):
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """(B,3,H,W) float32 in [-1, 1]."""
         ...
+
+
+def probes_of(painter: PainterLike) -> Probes:
+    """What a painter is tried with."""
+    own: Probes | None = getattr(painter, "probes", None)
+    return own or PROBES
+
+
+def prompt_fault(painter: PainterLike, prompt: str) -> str | None:
+    """Why the painter cannot draw a prompt, in a sentence; None where it can."""
+    check: Callable[[str], None] | None = getattr(painter, "check", None)
+    if check is None:
+        return None
+    try:
+        check(prompt)
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def candidate_sizes(max_batch: int) -> list[int]:
@@ -113,9 +138,10 @@ class InvariantBatches:
     def _draw_probes(self, size: int) -> Key | None:
         """Each probe's picture in batches of `size`, or None when two drawings of one probe differ."""
         seen: dict[int, Tensor] = {}
+        probes = probes_of(self._painter)
         for pattern in _patterns(size):
             rows = [pattern[place % len(pattern)] for place in range(size)]
-            pictures = self._painter.draw_float([PROBES[row][0] for row in rows], [PROBES[row][1] for row in rows])
+            pictures = self._painter.draw_float([probes[row][0] for row in rows], [probes[row][1] for row in rows])
             for row, picture in zip(rows, pictures, strict=True):
                 if not torch.equal(seen.setdefault(row, picture), picture):
                     return None

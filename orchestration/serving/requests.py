@@ -25,6 +25,7 @@ STATUS: Final[Mapping[str, int]] = {
     "prompt_too_long": 422,
     "too_many_images": 422,
     "wrong_field": 422,
+    "wrong_prompt": 422,
     "internal": 500,
     "busy": 503,
     "not_ready": 503,

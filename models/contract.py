@@ -124,6 +124,18 @@ class Candidates:
     counts: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class LabelMaps:
+    """What every pixel of B pictures shows, as they are shown.
+
+    labels: (B,H,W) int64, the class of each pixel, and the number of classes where none is known ("don't care");
+    instances: (B,H,W) int64, the same number in all pixels of one thing, another in the next, 0 in stuff.
+    """
+
+    labels: Tensor
+    instances: Tensor
+
+
 def after_counts(counts: Tensor, most: int) -> Tensor:
     """(...,) int64 to (...,most) bool: True at and after each count, where there is only padding."""
     return torch.arange(most, device=counts.device) >= counts[..., None]
@@ -137,7 +149,8 @@ class Batch:
     of one caption an image, the same one; class_ids: (B,) int64, what images of one class share: the published class,
     or where there is none the image's own id (other captions of an image are no wrong ones); objects: annotated things,
     cut and mirrored as the images are; regions: what the detector found in the uncut centre of the images, whatever cut
-    of them is shown; graphs: cut as the images are; candidates: for the objects of the graphs.
+    of them is shown; graphs: cut as the images are; candidates: for the objects of the graphs; labels: cut and mirrored
+    as the images are.
     """
 
     image_ids: Tensor
@@ -149,6 +162,7 @@ class Batch:
     regions: Regions | None = None
     graphs: Graphs | None = None
     candidates: Candidates | None = None
+    labels: LabelMaps | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -159,7 +173,7 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor[rows])
 
 
-DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions, Graphs, Candidates)
+DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions, Graphs, Candidates, LabelMaps)
 
 
 def _map_tensors(data: DataT, function: Callable[[Tensor], Tensor]) -> DataT:
@@ -258,7 +272,8 @@ class Given:
 
     vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
     NET.safetensors for each net that the stage trained; regions: how salient boxes are found, for those who look for
-    them; classes, predicates: how many the scene graphs have, 0 where none are read.
+    them; classes, predicates: how many the scene graphs have, or the label maps (no
+    predicates), 0 where none are read.
     """
 
     vocabulary_size: int = 0
@@ -315,7 +330,7 @@ class Trainable(Protocol[ConfigT]):
     """How the paper made its pictures ready, e.g. "xmcgan": a name in `orchestration.data.transforms`."""
     reads: frozenset[str]
     """What of the data it reads beside images: "features" (`Batch.text`), "tokens" (`Batch.tokens`), "objects",
-    "regions", "graphs", "candidates"."""
+    "regions", "graphs", "candidates", "labels"."""
 
     def stages(self, config: ConfigT) -> Mapping[str, str]:
         """The parts that it is built from, in order: a key of `Experiment.stages`, and which part must be there."""

@@ -80,7 +80,7 @@ class PatchSettings(Settings):
         "PasteGAN's released code: 10)",
     )
     side: int = Field(
-        64, ge=4, description="side of the square patches in pixels (RetrieveGAN does not say; PasteGAN: 32 at 64 px)"
+        64, ge=16, description="side of the square patches in pixels (RetrieveGAN does not say; PasteGAN: 32 at 64 px)"
     )
     prefilter: PreFilterSettings = PreFilterSettings()
 

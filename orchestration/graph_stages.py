@@ -30,7 +30,8 @@ class GraphStages:
     def __init__(self, preparation: "Preparation", settings: GraphSettings) -> None:
         self.preparation, self.settings = preparation, settings
         self.reads = "graphs" in preparation.subject.reads
-        self._reader = preparation._encoder if isinstance(preparation._encoder, GraphReader) else None
+        given = preparation.given_encoder
+        self._reader = given if isinstance(given, GraphReader) else None
 
     def dataset(self, split: str) -> Dataset:
         """The pictures of a split that have a graph, of the names that training knows. Raises RequestError."""

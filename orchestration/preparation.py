@@ -70,7 +70,7 @@ class Preparation:
         encoder: Reader | None = None,
     ) -> None:
         self.experiment, self.home, self.progress = experiment, home, progress
-        self._train_part, self._encoder = train_part, encoder
+        self._train_part, self.given_encoder = train_part, encoder
         self.subject: Trainable[Any] | Gathered[Any] = get_part(experiment.system)
         # Shared with the preparations of the parts.
         self.opened: dict[tuple[str, frozenset[str]], Dataset] = {}
@@ -82,7 +82,7 @@ class Preparation:
     def encoder(self) -> Reader:
         """What reads the experiment's captions or graphs. Raises RequestError when it is missing or of another
         width."""
-        encoder = self._encoder or self._own_encoder()
+        encoder = self.given_encoder or self._own_encoder()
         wanted = self.experiment.trainable.text_dim(self.experiment.model)
         if wanted != encoder.dim:
             name = f"the trained {self.text_part}" if self.text_part else self.experiment.text.name
@@ -410,7 +410,7 @@ class Preparation:
 
     def features_stage(self, dataset: Dataset) -> Stage:
         """The stage behind `features`. With a trained encoder its key needs no more than that part's key."""
-        trained = self.text_part if self._encoder is None else None
+        trained = self.text_part if self.given_encoder is None else None
         text = None if self.text_part else self.experiment.text.model_dump(mode="json")
 
         def write(folder: Path, progress: Progress) -> None:

@@ -195,6 +195,13 @@ def test_terms_by_hand(given: Given) -> None:
         assert terms["object_adversarial"].item() == pytest.approx(F.softplus(-fake.objects).mean().item())
         named = F.cross_entropy(fake.classes, flat.classes)
         assert terms["object_classification"].item() == pytest.approx(named.item())
+        last, asked = drawn.valid.shape[2] - 1, []
+        for features, valid, count in zip(drawn.features, drawn.valid, batch.graphs.counts.tolist(), strict=True):
+            for query, other in ((one, two) for one in range(count) for two in range(count) if one != two):
+                there = valid[other].nonzero().squeeze(1)
+                chances = (-(features[other, there] - features[query, last]).square().sum(1)).log_softmax(0)
+                asked.append(-chances[-1].item())  # the own patch is the last
+        assert terms["gt_selection"].item() == pytest.approx(sum(asked) / len(asked))
         embed = nets["co_occurrence"].eval()
         pairs = []
         for picture in range(4):

@@ -18,6 +18,7 @@ from orchestration.config import Experiment
 from orchestration.data.features import check_encodable
 from orchestration.data.graph_reader import GraphReader, Reader
 from orchestration.data.graph_text import MOST_OBJECTS, NO_BOX, graph_text
+from orchestration.data.label_names import LabelNames
 from orchestration.data.patch_source import PatchFinder
 from orchestration.data.patches import open_bank
 from orchestration.data.records import SceneGraph, SceneObject
@@ -28,7 +29,7 @@ from orchestration.evaluation.looking import drawer
 from orchestration.evaluation.pixels import to_bytes
 from orchestration.home import Home
 from orchestration.stages import DamagedStage, Manifest, Progress, Stage, ensure, is_finished, read_manifest
-from orchestration.training.state import NAMES, TEXT, Checkpoint, load_for_sampling, open_checkpoint
+from orchestration.training.state import LABELS, NAMES, TEXT, Checkpoint, load_for_sampling, open_checkpoint
 
 
 def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") -> Reader:
@@ -37,6 +38,8 @@ def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") 
 
     Raises RequestError when that is missing.
     """
+    if (checkpoint.folder / TEXT / LABELS).is_file():
+        return LabelNames.open(checkpoint.folder / TEXT)
     if (checkpoint.folder / TEXT / NAMES).is_file():
         return GraphReader.open(checkpoint.folder / TEXT)
     if (checkpoint.folder / TEXT).is_dir():
@@ -49,6 +52,8 @@ def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") 
 
 def vocabulary_digest(encoder: Reader) -> str | None:
     """Digest of the vocabulary that prompts are read with; None for an encoder with its own word pieces."""
+    if isinstance(encoder, LabelNames):
+        return encoder.digest
     return encoder.vocabulary.digest if isinstance(encoder, WordEncoder | GraphReader) else None
 
 
@@ -158,8 +163,17 @@ class Painter:
             return None
         return list(zip(graph_prompts(self.encoder, self.patches), (1, 2, 3), strict=True))
 
+    @property
+    def _wordless(self) -> str:
+        return (
+            f"{self.experiment.system} draws from label maps, and words alone give none: look at t2i show RUN, or draw "
+            "with a system that reads words"
+        )
+
     def check(self, prompt: str) -> None:
         """RequestError for a prompt that nothing can be drawn of."""
+        if isinstance(self.encoder, LabelNames):
+            raise RequestError(self._wordless)
         if not isinstance(self.encoder, GraphReader):
             check_encodable([prompt])
             return
@@ -179,6 +193,8 @@ class Painter:
         """What pictures of B prompts are drawn from. Raises RequestError for a prompt that cannot be read."""
         if isinstance(self.encoder, GraphReader):
             return self.with_patches(self.encoder.conditions(prompts))
+        if isinstance(self.encoder, LabelNames):
+            raise RequestError(self._wordless)
         check_encodable(prompts)
         return Batch(torch.arange(len(prompts)), text=self.encoder(prompts))
 

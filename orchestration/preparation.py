@@ -24,6 +24,7 @@ from orchestration.data.features import (
 )
 from orchestration.data.features import VERSION as FEATURES_VERSION
 from orchestration.data.graph_reader import GraphReader, Reader
+from orchestration.data.label_names import LabelNames
 from orchestration.data.objects import objects_stage
 from orchestration.data.records import Dataset
 from orchestration.data.scene_graphs import GraphVocabulary
@@ -36,6 +37,7 @@ from orchestration.data.word_encoder import VOCABULARY, open_word_encoder, reope
 from orchestration.errors import RequestError
 from orchestration.graph_stages import GraphStages
 from orchestration.home import Home
+from orchestration.label_stages import LabelStages
 from orchestration.patch_stages import PatchStages
 from orchestration.prepared import Prepared, PreparedSplit, TokenSource
 from orchestration.region_source import RegionSource
@@ -96,11 +98,16 @@ class Preparation:
         folder = self._reader_folder
         if folder is None:
             return self._pretrained_encoder()
+        if self.labels is not None:
+            return self.labels.names
         return GraphReader.open(folder) if self.names else open_word_encoder(folder)
 
     @property
     def _reader_folder(self) -> Path | None:
-        """What checkpoints take along to read captions or graphs with; None where a pretrained encoder does."""
+        """What checkpoints take along to read captions, graphs or label maps with; None where a pretrained encoder
+        does."""
+        if self.labels is not None:
+            return self.labels.names.folder
         if self.graphs and self.graphs.reads:
             return self.ensure(self.graphs.vocabulary_stage)
         return self.parts[self.text_part] if self.text_part else None
@@ -132,13 +139,13 @@ class Preparation:
 
     def everything(self) -> Prepared:
         """What training and its validation read. What is missing is said before the long work. Raises RequestError."""
-        data, trainable = self.experiment.data, self.experiment.trainable
+        data = self.experiment.data
         train, validation = self.dataset(data.train_split), self.dataset(data.validation_split)
         protocol = choose_protocol(self.experiment)
         require_weights(self.experiment)
         self.check()
-        text_digest = self.encoder.digest if self.names or "features" in trainable.reads else "none"
-        vocabulary, names = self.vocabulary, self.names
+        text_digest = self.encoder.digest if self.drawn_from else "none"
+        vocabulary, names = self.vocabulary, self.names or (self.labels and self.labels.names)
         if self.regions is not None:
             self.regions.check_detector([train, validation])
         return Prepared(
@@ -151,9 +158,15 @@ class Preparation:
             tuple((name, str(folder)) for name, folder in self.parts.items()),
             str(folder) if (folder := self._reader_folder) else None,
             self._source.settings.model_dump(mode="json") if self._source else None,
-            len(names.objects) if names else 0,
-            len(names.relationships) if names else 0,
+            *self._name_counts,
         )
+
+    @property
+    def _name_counts(self) -> tuple[int, int]:
+        """How many classes and predicates the scene graphs or label maps have that it reads."""
+        if self.labels is not None:
+            return len(self.labels.names.classes), 0
+        return (len(self.names.objects), len(self.names.relationships)) if self.names else (0, 0)
 
     def check(self) -> None:
         """Refuse what can be known before any work, for every part that comes before too. Raises RequestError."""
@@ -174,7 +187,7 @@ class Preparation:
     @property
     def drawn_from(self) -> frozenset[str]:
         """What of what it reads its pictures are conditioned on; the rest is for its losses."""
-        return self.subject.reads & {"features", "graphs", "candidates"}
+        return self.subject.reads & {"features", "graphs", "candidates", "labels"}
 
     @property
     def _splits(self) -> tuple[str, ...]:
@@ -186,12 +199,9 @@ class Preparation:
     @property
     def given(self) -> Given:
         """What its nets are built from; parts that are missing are made now."""
-        return replace(
-            self.built_on,
-            vocabulary_size=len(self.vocabulary) if self.vocabulary else 0,
-            classes=len(self.names.objects) if self.names else 0,
-            predicates=len(self.names.relationships) if self.names else 0,
-        )
+        classes, predicates = self._name_counts
+        words = len(self.vocabulary) if self.vocabulary else 0
+        return replace(self.built_on, vocabulary_size=words, classes=classes, predicates=predicates)
 
     @property
     def built_on(self) -> Given:
@@ -236,6 +246,11 @@ class Preparation:
     def names(self) -> GraphVocabulary | None:
         """The names in the training pictures' graphs, where it reads those."""
         return self.graphs.vocabulary if self.graphs and self.graphs.reads else None
+
+    @cached_property
+    def labels(self) -> LabelStages | None:
+        """What every pixel shows; None where it does not read that."""
+        return LabelStages(self) if "labels" in self.subject.reads else None
 
     @cached_property
     def patches(self) -> PatchStages | None:
@@ -325,6 +340,7 @@ class Preparation:
             str(self.regions.folder(dataset)) if self.regions and "regions" in reads else None,
             str(self.graphs.folder(dataset)) if self.graphs and "graphs" in reads else None,
             self.patches.source(dataset) if self.patches and "candidates" in reads else None,
+            str(self.labels.folder(dataset)) if self.labels and "labels" in reads else None,
         )
 
     @cached_property
@@ -415,7 +431,7 @@ class Preparation:
 
         def write(folder: Path, progress: Progress) -> None:
             index = open_caption_index(self.captions(dataset))
-            assert not isinstance(self.encoder, GraphReader)
+            assert not isinstance(self.encoder, GraphReader | LabelNames)
             opened = reopening(self.encoder, self.home.encoders)
             write_caption_features(index, self.encoder, folder, progress, self.processes(), opened)
 
@@ -440,6 +456,7 @@ class Preparation:
             found += self.regions.stages(dataset) if self.regions else []
             found += self.graphs.stages(dataset) if self.graphs else []
             found += self.patches.stages(dataset) if self.patches else []
+            found += self.labels.stages(dataset) if self.labels else []
         if parse_source(data.source).kind == SCENES:
             from orchestration.evaluation.scenes_net import judge_stage, labels_stage
 

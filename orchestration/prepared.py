@@ -9,6 +9,7 @@ from models.encoders.regions import RegionSettings
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.features import CaptionTokens, open_caption_features, open_caption_index
 from orchestration.data.graphs import open_graphs
+from orchestration.data.label_maps import open_label_maps
 from orchestration.data.objects import open_objects
 from orchestration.data.patch_source import CandidatePatches
 from orchestration.data.pictures import Pictures
@@ -52,6 +53,7 @@ class PreparedSplit:
     regions: str | None = None
     graphs: str | None = None
     candidates: CandidateSource | None = None
+    label_maps: str | None = None
 
     def open(self) -> CaptionedPictures:
         """Memory-map it."""
@@ -67,12 +69,13 @@ class PreparedSplit:
         objects = open_objects(Path(self.objects)) if self.objects else None
         regions = open_regions(Path(self.regions)) if self.regions else None
         graphs = open_graphs(Path(self.graphs)) if self.graphs else None
+        maps = open_label_maps(Path(self.label_maps)) if self.label_maps else None
         candidates = None
         if self.candidates:
             assert graphs is not None
             chosen = self.candidates
             candidates = CandidatePatches.open(Path(chosen.folder), Path(chosen.bank), graphs.most, chosen.count)
-        return CaptionedPictures(pictures, index, features, tokens, objects, regions, graphs, candidates)
+        return CaptionedPictures(pictures, index, features, tokens, objects, regions, graphs, candidates, maps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Prepared:
 
     text: folder of what reads captions or graphs, which checkpoints take along: a trained part, or the graphs'
     vocabulary; None for pretrained encoders; regions: `RegionSettings` as JSON, None where salient boxes play no part;
-    classes, predicates: of scene graphs, 0 where none are read.
+    classes, predicates: of scene graphs or label maps, 0 where none are read.
     """
 
     train: PreparedSplit

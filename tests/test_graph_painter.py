@@ -168,7 +168,7 @@ class TestHome:
         """Of patches of another size, and described by another sg2im; both beside the right one, and alone."""
         other, checkpoint = elsewhere
         right = next(other.stages.glob("patches-*"))
-        for changes in ({"patches.side": 8}, {"stages.sg2im.model.noise_dim": 3}):
+        for changes in ({"patches.side": 24}, {"stages.sg2im.model.noise_dim": 3}):
             changed = retrievegan(**NO_PERCEPTION, **changes)
             prepare(changed, other).everything()
         assert len(list(other.stages.glob("patches-*"))) == 3

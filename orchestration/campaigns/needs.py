@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.contract import Batch, Candidates, Given, Graphs, Matcher, TextFeatures
+from models.contract import Batch, Candidates, Given, Graphs, LabelMaps, Matcher, TextFeatures
 from models.detectors.contract import DetectorSettings
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.regions import DETECTOR
@@ -116,9 +116,13 @@ def _zeros(net: nn.Module) -> nn.Module:
     return real
 
 
-def _graph_conditions(base: Experiment) -> Batch:
-    """One picture's: as many objects as sg2im takes of COCO, each with all of its candidates."""
+def _conditions(base: Experiment) -> Batch:
+    """One picture's: a label map, or as many objects as sg2im takes of COCO, each with all of its candidates."""
     most = OBJECTS
+    if "labels" in base.trainable.reads:
+        side = base.trainable.resolution(base.model)
+        flat = torch.zeros(1, side, side, dtype=torch.int64)
+        return Batch(torch.zeros(1, dtype=torch.int64), labels=LabelMaps(flat, flat))
     classes, counts = torch.ones(1, most, dtype=torch.int64), torch.tensor([most])
     boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, most, 4)
     graphs = Graphs(classes, boxes, counts, torch.zeros(1, most, 3, dtype=torch.int64), counts)
@@ -175,11 +179,11 @@ class Needs:
             return 0.0
         count = training.batch_size // (training.micro_batches * base.resources.workers)
         nets, pictures = self._nets, count
-        if "graphs" in base.trainable.reads:
+        if base.trainable.reads & {"graphs", "labels"}:
             # How many objects there are decides the shapes, which no meta tensor says: one picture, by nets of zeros.
             pictures = 1
             nets = {name: _zeros(net) for name, net in nets.items() if name in base.trainable.averages(base.model)}
-            conditions = _graph_conditions(base)
+            conditions = _conditions(base)
         else:
             width = base.trainable.text_dim(base.model)
             with torch.device("meta"):

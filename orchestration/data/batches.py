@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Candidates, Graphs, Objects, Regions, TextFeatures, Tokens
+from models.contract import Batch, Candidates, Graphs, LabelMaps, Objects, Regions, TextFeatures, Tokens
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
 from orchestration.data.graphs import StoredGraphs
+from orchestration.data.label_maps import StoredLabelMaps
 from orchestration.data.objects import StoredObjects
 from orchestration.data.pictures import Pictures
 from orchestration.data.regions import RegionFeatures
@@ -38,9 +39,9 @@ class CaptionedPictures:
     """Pixels and captions of one split: the images that have both, in the order of the captions.
 
     pictures: may hold more images; index: every one of its images must be in `pictures` and have a caption; features,
-    tokens: how systems read the captions of the index, None where none does; objects, regions, graphs, candidates: of
-    the index's images, None where no system reads them; there may be regions of more images.
-    Raises RunError or RequestError where that does not hold.
+    tokens: how systems read the captions of the index, None where none does; objects, regions, graphs, candidates,
+    labels: of the index's images, None where no system reads them; there may be regions of more images. Raises RunError
+    or RequestError where that does not hold.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class CaptionedPictures:
         regions: RegionFeatures | None = None,
         graphs: StoredGraphs | None = None,
         candidates: "CandidateStore | None" = None,
+        labels: StoredLabelMaps | None = None,
     ) -> None:
         self.pictures, self.index, self.features, self.tokens = pictures, index, features, tokens
         self.objects, self.regions = objects, regions and regions.of(index.image_ids)
-        self.graphs, self.candidates = graphs, candidates
+        self.graphs, self.candidates, self.labels = graphs, candidates, labels
         place = {image_id: row for row, image_id in enumerate(pictures.image_ids.tolist())}
         try:
             self._rows = np.array([place[image_id] for image_id in index.image_ids.tolist()], np.int64)
@@ -68,7 +70,12 @@ class CaptionedPictures:
             raise RunError(
                 "captions and features were prepared from different data: delete the stages folder and repeat"
             )
-        for name, stored in (("objects", objects), ("graphs", graphs), ("candidates", candidates)):
+        for name, stored in (
+            ("objects", objects),
+            ("graphs", graphs),
+            ("candidates", candidates),
+            ("label maps", labels),
+        ):
             if stored is not None and not np.array_equal(stored.image_ids, index.image_ids):
                 raise RunError(
                     f"captions and {name} were prepared from different data: delete the stages folder and repeat"
@@ -118,6 +125,7 @@ class CaptionedPictures:
             self.regions.batch(items) if self.regions else None,
             self.graphs.take(items) if self.graphs else None,
             self.normalised(self.candidates.take(items)) if self.candidates else None,
+            self.labels.take(items) if self.labels else None,
         )
 
     def normalised(self, candidates: Candidates) -> Candidates:
@@ -169,6 +177,7 @@ class TrainingStream:
             loaded.regions,
             loaded.graphs,
             self.data.normalised(loaded.candidates) if loaded.candidates else None,
+            loaded.labels,
         )
 
     def _load(self, start: int, count: int) -> "_Loaded":
@@ -187,6 +196,7 @@ class TrainingStream:
             data.regions.batch(items) if data.regions else None,
             data.graphs.take(items, draws) if data.graphs else None,
             data.candidates.take(items) if data.candidates else None,
+            data.labels.take(items, draws, self.flip) if data.labels else None,
         )
 
 
@@ -201,6 +211,7 @@ class _Loaded:
     regions: Regions | None
     graphs: Graphs | None
     candidates: Candidates | None
+    labels: LabelMaps | None
 
 
 def held_out_captions(captions: CaptionIndex, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

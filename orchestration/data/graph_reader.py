@@ -11,6 +11,7 @@ from models.contract import Batch, Graphs
 from orchestration.data.features import Encoder
 from orchestration.data.graph_text import GraphLanguage
 from orchestration.data.graphs import graphs_of
+from orchestration.data.label_names import LabelNames
 from orchestration.data.records import Dataset
 from orchestration.data.scene_graphs import GraphVocabulary
 from orchestration.errors import RequestError
@@ -63,7 +64,7 @@ class GraphReader:
         return Batch(torch.arange(len(prompts)), graphs=self.graphs(prompts))
 
 
-Reader = Encoder | GraphReader
+Reader = Encoder | GraphReader | LabelNames
 """What reads the prompts of a system."""
 
 

@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = ".writing-"
 STAGE_ONLY = ("stage.json", "figures.json")  # of a trained part's folder: what is said about it, not what it is
 TEXT = "text"  # within a checkpoint: what its prompts are read with, a trained encoder or the names of scene graphs
-NAMES = "graph_vocabulary.json"
+NAMES, LABELS = "graph_vocabulary.json", "label_names.json"
 
 
 class DamagedCheckpoint(RequestError):
@@ -319,12 +319,14 @@ def _restore_optimizer(net: nn.Module, optimizer: torch.optim.Adam, tensors: Map
         optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device)
 
 
-def _graph_sizes(names: Path) -> Given:
-    """How many names the scene graphs have that a checkpoint was trained with."""
-    if not names.is_file():
-        return NOTHING
-    found = json.loads(names.read_text(encoding="utf-8"))
-    return Given(classes=len(found["objects"]), predicates=len(found["relationships"]))
+def _sizes(text: Path) -> Given:
+    """How many names the scene graphs or label maps have that a checkpoint was trained with."""
+    if (text / NAMES).is_file():
+        found = json.loads((text / NAMES).read_text(encoding="utf-8"))
+        return Given(classes=len(found["objects"]), predicates=len(found["relationships"]))
+    if (text / LABELS).is_file():
+        return Given(classes=len(json.loads((text / LABELS).read_text(encoding="utf-8"))["classes"]))
+    return NOTHING
 
 
 def load_for_sampling(
@@ -340,7 +342,7 @@ def load_for_sampling(
     experiment = checkpoint.experiment
     system = experiment.trainable
     with torch.device("meta"):
-        nets = system.build(experiment.model, _graph_sizes(checkpoint.folder / TEXT / NAMES))
+        nets = system.build(experiment.model, _sizes(checkpoint.folder / TEXT))
     loaded = {}
     for name in system.averages(experiment.model):
         net = nets[name].to_empty(device=device)

@@ -21,8 +21,10 @@ from models.sg2im.encoder import open_graph_encoder
 from orchestration.config import parse_experiment
 from orchestration.data.batches import CaptionedPictures, TrainingStream
 from orchestration.data.candidates import StoredCandidates, open_candidates
+from orchestration.data.graph_reader import GraphReader
 from orchestration.data.patches import PatchBank, open_bank
 from orchestration.errors import RequestError, RunError
+from orchestration.evaluation.evaluate import Evaluation, Request
 from orchestration.evaluation.parts import BATCH, PartJudge
 from orchestration.home import Home
 from orchestration.preparation import Preparation
@@ -32,6 +34,7 @@ from orchestration.stage_graph import read_graph as read_stage_graph
 from orchestration.stages import is_finished
 from orchestration.training.state import initial_state
 from tests.graph_support import PATCH, SCENES, folders, names, prepare, retrievegan, sg2im
+from tests.tiny import NAMES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -347,3 +350,11 @@ def test_the_ground_truth_looks_as_the_bank_has_it(prepared: Prepared) -> None:
             found = own_patches(batch.images, flatten(batch.graphs), PATCH)
         # A level of 255 is 0.0175 of a deviation; pictures are rounded on the way, twice.
         assert found.dtype == torch.float32 and (found - wanted).abs().max() < 1.6 * 0.0175
+
+
+def test_it_is_judged_on_the_data_of_its_patches(home: Home, tmp_path: Path) -> None:
+    experiment, encoder = retrievegan(), GraphReader(tmp_path, NAMES)
+    for source in (None, experiment.data.source):
+        Evaluation(experiment, home, Request(source=source), encoder)
+    with pytest.raises(RequestError, match=r"draws from patches of .*: judge it without --data"):
+        Evaluation(experiment, home, Request(source="scenes:size=32"), encoder)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,12 +46,21 @@ from orchestration.data.batches import CaptionedPictures, TrainingStream
 from orchestration.data.candidates import write_candidates
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
 from orchestration.data.graphs import GraphSettings, StoredGraphs, graphs_stage
+from orchestration.data.label_maps import StoredLabelMaps, label_maps_stage
 from orchestration.data.objects import StoredObjects, objects_stage
 from orchestration.data.patch_search import PreFilterSettings
 from orchestration.data.patch_source import EncodedObjects
 from orchestration.data.patches import write_bank
 from orchestration.data.pictures import Pictures
-from orchestration.data.records import Dataset, ImageRecord, Instance, SceneGraph, SceneObject
+from orchestration.data.records import (
+    Dataset,
+    ImageRecord,
+    Instance,
+    Panoptic,
+    PanopticSegment,
+    SceneGraph,
+    SceneObject,
+)
 from orchestration.data.regions import ARRAYS, About, RegionFeatures
 from orchestration.data.sampler import derive_seed
 from orchestration.data.scene_graphs import GraphVocabulary
@@ -61,6 +71,7 @@ from orchestration.data.word_encoder import describe_part
 from orchestration.prepared import CandidateSource, Prepared, PreparedSplit, TokenSource
 from orchestration.stages import quiet, write_atomically
 from orchestration.training.loop import RunningMeans, Trainer
+from orchestration.training.state import LABELS as LABEL_NAMES
 from orchestration.training.state import NAMES as GRAPH_NAMES
 from orchestration.training.state import Provenance, build_nets, initial_state
 from orchestration.training.worker import Job
@@ -105,7 +116,8 @@ STAND_INS: dict[type[Settings], Settings] = {
 REGIONS = RegionSettings(count=4)
 PATCHES = PatchSettings(candidates=6, side=16, prefilter=PreFilterSettings(k=20))
 NAMES = GraphVocabulary(("cat", "dog", "grass"), (), ("left of", "on"))
-CARRIED = frozenset({"images", "captions", "boxes", "graph"})
+LABELS = ("cat", "dog", "grass")
+CARRIED = frozenset({"images", "captions", "boxes", "graph", "stuff"})
 MOST_PARAMETERS = 300_000
 PROVENANCE = Provenance("d" * 64, "e" * 64)
 TRAINING = TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32")
@@ -241,6 +253,7 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
         _some_regions(random, image_ids),
         graphs,
         HeldCandidates(image_ids, graphs.most, seed),
+        _some_labels(np.random.default_rng((seed, 2)), image_ids, pictures),
     )
 
 
@@ -302,6 +315,17 @@ def _some_graphs(random: np.random.Generator, image_ids: NDArray[np.int64], pict
     )
 
 
+def _some_labels(random: np.random.Generator, image_ids: NDArray[np.int64], pictures: Pictures) -> StoredLabelMaps:
+    """Stripes of all classes and of none, some of them things."""
+    images, side = len(image_ids), pictures.size
+    stripes = random.integers(0, len(LABELS) + 1, (images, 8))
+    labels = np.repeat(stripes, side // 8, 1)[:, :, None].repeat(side, 2)
+    maps = np.stack([labels, np.where(labels < 2, 1 + labels, 0)], 1).astype(np.uint8)
+    stored, starts = np.full((images, 2), side, np.int64), 2 * side * side * np.arange(images + 1, dtype=np.int64)
+    stuff = (False, False, True)
+    return StoredLabelMaps(image_ids, LABELS, stuff, stored, starts, maps.reshape(-1), pictures.transform, side)
+
+
 @dataclass(frozen=True, eq=False)
 class HeldCandidates:
     """Random patches: each picture's first object has all that it may have, the others any number of them."""
@@ -350,6 +374,7 @@ def data_for(experiment: Experiment) -> CaptionedPictures:
         data.regions if "regions" in reads else None,
         data.graphs if "graphs" in reads else None,
         data.candidates if "candidates" in reads else None,
+        data.labels if "labels" in reads else None,
     )
 
 
@@ -515,7 +540,8 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
         things = None if data.objects is None else _instances(data.objects, place)
         graph = None if data.graphs is None else _graph(data.graphs, place)
-        records.append(ImageRecord(image_id, file, side, side, instances=things, graph=graph))
+        shown = {} if data.labels is None else _labelled(data.labels, place)
+        records.append(ImageRecord(image_id, file, side, side, **{"instances": things, "graph": graph, **shown}))
     dataset = Dataset("tiny", "train", published, tuple(records), frozenset({"images"}), PROVENANCE.data_digest)
     # Compressed, and with random cuts: runs that resume on these resume on anything simpler.
     write_shards(dataset, ShardOptions("attngan", side, "png"), pictures)
@@ -555,6 +581,10 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         for name in ARRAYS:
             np.save(regions / f"{name}.npy", getattr(data.regions, name))
         (regions / "regions.json").write_bytes(msgspec.json.encode(data.regions.about))
+    maps = None if data.labels is None else folder / "labels"
+    if maps and data.labels:
+        maps.mkdir()
+        label_maps_stage(dataset, TRANSFORMS["attngan"], side, LABELS).run(maps, quiet)
     return PreparedSplit(
         str(pictures),
         str(published),
@@ -565,6 +595,7 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         regions=str(regions) if regions else None,
         graphs=str(graphs) if graphs else None,
         candidates=candidates,
+        label_maps=str(maps) if maps else None,
     )
 
 
@@ -595,6 +626,19 @@ def _instances(objects: StoredObjects, place: int) -> tuple[Instance, ...]:
     return tuple(found)
 
 
+def _labelled(labels: StoredLabelMaps, place: int) -> dict[str, Any]:
+    """What a picture shows, as it is published: a panoptic map, for which any names will do."""
+    shown = labels.take(np.array([place])).labels[0].numpy()
+    map_bytes = BytesIO()
+    Image.fromarray(np.stack([shown + 1, 0 * shown, 0 * shown], 2).astype(np.uint8)).save(map_bytes, "PNG")
+    segments = [
+        PanopticSegment(number + 1, name, number + 1, not labels.stuff[number], (0, 0, 1, 1), 1.0, False)
+        for number, name in enumerate((*labels.classes, "nothing known"))
+        if (shown == number).any() or number < len(labels.classes)
+    ]
+    return {"panoptic": Panoptic(map_bytes.getvalue(), tuple(segments))}
+
+
 def _graph(graphs: StoredGraphs, place: int) -> SceneGraph:
     """The scene graph of a picture as it is published."""
     things = []
@@ -618,6 +662,10 @@ def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Jo
         text = str(folder / "names")
         Path(text).mkdir()
         write_atomically(Path(text) / GRAPH_NAMES, json.dumps(asdict(NAMES)))
+    if "labels" in experiment.trainable.reads:
+        text = str(folder / "names")
+        Path(text).mkdir()
+        write_atomically(Path(text) / LABEL_NAMES, json.dumps({"classes": LABELS}))
     regions = experiment.regions.model_dump(mode="json") if experiment.regions else None
     sizes = given.classes, given.predicates
     prepared = Prepared(

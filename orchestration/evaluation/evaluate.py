@@ -19,6 +19,7 @@ from orchestration.data.graph_reader import Reader
 from orchestration.data.records import Dataset
 from orchestration.data.sampler import derive_seed
 from orchestration.data.word_encoder import WordEncoder
+from orchestration.errors import RequestError
 from orchestration.evaluation.catalogue import Context, open_metrics
 from orchestration.evaluation.looking import Checkpointed, Looking, RealPictures, Source, Untrained, read_seen
 from orchestration.evaluation.metric import Metric, OpenView, Seen, View
@@ -75,6 +76,11 @@ class Evaluation:
         self, experiment: Experiment, home: Home, request: Request, encoder: Reader, progress: Progress = quiet
     ) -> None:
         self.trained = Preparation(experiment, home, progress, encoder=encoder)
+        if request.source not in (None, experiment.data.source) and "candidates" in self.trained.drawn_from:
+            raise RequestError(
+                f"{experiment.system} draws from patches of {experiment.data.source}, and other data's objects have no "
+                "candidates there: judge it without --data"
+            )
         if request.source is not None:
             experiment = experiment.replace({"data.source": request.source})
         self.experiment, self.home, self.request, self.progress = experiment, home, request, progress

@@ -58,6 +58,7 @@ def test_it_describes_itself(trainable_name: str) -> None:
         "regions",
         "graphs",
         "candidates",
+        "labels",
     }
     config = tiny_settings(system.Config)
     assert set(system.stages(config).values()) <= {*part_names(), *gathered_names(), *system_names()} - {trainable_name}
@@ -68,7 +69,7 @@ def test_it_describes_itself(trainable_name: str) -> None:
 
 def test_systems_draw_from_captions_or_graphs_and_parts_are_judged() -> None:
     for name in system_names():
-        assert callable(get_system(name).sample) and get_trainable(name).reads & {"features", "graphs"}
+        assert callable(get_system(name).sample) and get_trainable(name).reads & {"features", "graphs", "labels"}
     for name in part_names():
         part = get_trainable(name)
         assert isinstance(part, Matcher | Captioner | Comparer | Finder) and not hasattr(part, "sample")
@@ -124,14 +125,14 @@ def test_what_it_is_built_from_is_missed_with_a_sentence(trainable_name: str) ->
     """A part that is not trained yet, or a vocabulary where word indices or graphs are read."""
     experiment = tiny_experiment(trainable_name)
     if trainable_name == "co_occurrence" or not (
-        experiment.stages or experiment.trainable.reads & {"tokens", "graphs"}
+        experiment.stages or experiment.trainable.reads & {"tokens", "graphs", "labels"}
     ):
         build_nets(experiment)
         return
     with pytest.raises(RequestError) as caught:
         build_nets(experiment)
     wanted = [f"the trained stage {part!r}" for part in experiment.stages]
-    wanted += ["vocabulary"] if experiment.trainable.reads & {"tokens", "graphs"} else []
+    wanted += ["vocabulary"] if experiment.trainable.reads & {"tokens", "graphs", "labels"} else []
     assert any(what in str(caught.value) for what in wanted) and "\n" not in str(caught.value)
 
 

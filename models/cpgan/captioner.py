@@ -30,6 +30,7 @@ from models.contract import (
     StageMissing,
     StepContext,
     Tokens,
+    after_counts,
 )
 from models.encoders.regions import DETECTOR
 from models.losses.captioning import caption_loss, word_accuracy
@@ -136,8 +137,7 @@ class TopDownCaptioner(nn.Module):
         and all zero in a picture without regions. Wants evaluation mode.
         """
         _, attention = self._read(tokens, regions)
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
-        return attention.masked_fill((steps[None, :] >= lengths[:, None])[..., None], 0.0)
+        return attention.masked_fill(after_counts(lengths, tokens.shape[1])[..., None], 0.0)
 
     @torch.no_grad()
     def describe(self, regions: Regions) -> Tensor:

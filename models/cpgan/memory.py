@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.contract import NOTHING, Batch, Given, Nets, RegionStore, Settings
+from models.contract import NOTHING, Batch, Given, Nets, RegionStore, Settings, after_counts
 from models.cpgan.captioner import NET, STAGE, TopDownCaptioner, frozen_captioner, required
 from models.encoders.regions import DETECTOR
 
@@ -73,8 +73,7 @@ class Memory:
         ids, lengths = tokens.ids[:, : config.longest], tokens.lengths.clamp(max=config.longest)
         captioner = cast(TopDownCaptioner, nets[NET])
         attention, places = captioner.attend(ids, lengths, regions).max(2)
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        told = (steps[None, :] < lengths[:, None]) & (ids > 0) & (regions.counts > 0)[:, None]
+        told = ~after_counts(lengths, ids.shape[1]) & (ids > 0) & (regions.counts > 0)[:, None]
         captions, positions = told.nonzero(as_tuple=True)
         chosen = places[captions, positions]
         found = {

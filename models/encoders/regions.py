@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.blocks.boxes import sample_boxes
-from models.contract import Given, Regions, Settings, StageMissing
+from models.contract import Given, Regions, Settings, StageMissing, after_counts
 from models.detectors.contract import (
     Detections,
     Detector,
@@ -153,8 +153,7 @@ class RegionNet(nn.Module):
             placed = self.detector.on_map(boxes.flatten(0, 1), images.shape[2], images.shape[3]).view_as(boxes)
         read = sample_boxes(maps, placed, self.settings.samples)
         features = read.mean(2) if self.settings.pooling == "mean" else read.amax(2)
-        places = torch.arange(boxes.shape[1], device=boxes.device)
-        return features.masked_fill((places[None, :] >= counts[:, None])[..., None], 0.0)
+        return features.masked_fill(after_counts(counts, boxes.shape[1])[..., None], 0.0)
 
     @torch.no_grad()
     def _find(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.contract import Settings, TextFeatures
+from models.contract import Settings, TextFeatures, after_counts
 from models.encoders.image import WeightsMissing
 
 OFFLINE_NAME = "offline:all-minilm-l6-v2"
@@ -95,8 +95,7 @@ class TextEncoder(nn.Module):
         if self.settings.sentence == "cls":
             return words[:, 0]
         if self.settings.sentence == "mean":
-            steps = torch.arange(words.shape[1], device=words.device)
-            words = words * (steps[None, :] < lengths[:, None])[:, :, None]
+            words = words * ~after_counts(lengths, words.shape[1])[:, :, None]
         return words.sum(1) / lengths[:, None]
 
 

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.contract import after_counts
 from models.parallel import OneRank, Ranks
 from models.precision import at_least_float32
 
@@ -24,7 +24,7 @@ def caption_loss(
     """
     ranks = ranks or OneRank()
     each = F.cross_entropy(at_least_float32(logits).transpose(1, 2), tokens, reduction="none")
-    total = each.masked_fill(_after_end(tokens, lengths), 0.0).sum()
+    total = each.masked_fill(after_counts(lengths, tokens.shape[1]), 0.0).sum()
     if reduction == "sum":
         return total / len(tokens)
     # The mean of this over ranks is the mean over all words, however they are spread.
@@ -38,9 +38,4 @@ def word_accuracy(logits: Tensor, tokens: Tensor, lengths: Tensor, ranks: Ranks 
     """
     ranks = ranks or OneRank()
     right = logits.detach().argmax(2) == tokens
-    return (right & ~_after_end(tokens, lengths)).sum() * ranks.size / ranks.gather(lengths).sum()
-
-
-def _after_end(tokens: Tensor, lengths: Tensor) -> Tensor:
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    return steps[None, :] >= lengths[:, None]
+    return (right & ~after_counts(lengths, tokens.shape[1])).sum() * ranks.size / ranks.gather(lengths).sum()

@@ -7,10 +7,12 @@ from models.contract import Gathered, System, Trainable
 
 _SYSTEMS = {
     "attngan": "models.attngan.system:AttnGAN",
+    "ccfpse": "models.ccfpse:CCFPSE",
     "cpgan": "models.cpgan.system:CPGAN",
     "mirrorgan": "models.mirrorgan.system:MirrorGAN",
     "retrievegan": "models.retrievegan.system:RetrieveGAN",
     "sg2im": "models.sg2im.system:Sg2im",
+    "spade": "models.spade.system:Spade",
     "xmcgan": "models.xmcgan:XMCGAN",
 }
 # Trained before a GAN that needs them; by themselves they draw nothing.

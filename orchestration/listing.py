@@ -17,7 +17,7 @@ from orchestration.recipes import RECIPES
 from search_spaces.space import load_space
 
 # What `scenes` writes; a test reads some and compares.
-SCENES_CARRY = frozenset({"images", "captions", "boxes", "masks", "stuff", "graph", "narratives", "traces"})
+SCENES_CARRY = frozenset({"images", "captions", "boxes", "masks", "stuff", "labels", "graph", "narratives", "traces"})
 
 
 def list_systems(say: Say) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_records_are_the_union_of_all_files_those_of_captions_first(coco: Path) 
     assert (of[4].instances, of[2].instances, len(of[5].instances or ())) == (None, (), 1)
     assert (of[5].captions, of[7].captions) == (None, None)
     assert (of[2].stuff, of[5].stuff, len(of[1].stuff or ())) == (None, (), 2)
-    assert dataset.carries == {"images", "captions", "boxes", "masks", "stuff", "panoptic"}
+    assert dataset.carries == {"images", "captions", "boxes", "masks", "stuff", "panoptic", "labels"}
 
 
 @pytest.mark.parametrize("name", ["instances", "stuff", "panoptic"])
@@ -103,7 +103,7 @@ def test_what_the_files_say_is_joined_by_image(coco: Path) -> None:
 
     dataset = read_coco(coco, "train")
 
-    assert dataset.carries == {"images", "captions", "boxes", "masks", "stuff", "panoptic", "graph"}
+    assert dataset.carries == {"images", "captions", "boxes", "masks", "stuff", "panoptic", "labels", "graph"}
     first, second, _ = dataset.records
     (cat,) = first.instances or ()
     assert (cat.category, cat.category_id, cat.box) == ("cat", 17, (0.0, 0.0, 4.0, 3.5))
@@ -390,8 +390,8 @@ def test_real_photographs(shared_data: Path) -> None:
     assert sum(record.panoptic is not None for record in train.records) == 26
     assert sum(record.stuff_map is not None for record in val.records) == 2
     assert (count(val, "narratives")[1], count(train, "narratives")[1]) == (170, 0)
-    assert val.carries == {"images", "captions", "boxes", "masks", "stuff", "panoptic", "narratives"}
-    assert train.carries == {"images", "captions", "boxes", "masks", "panoptic"}
+    assert val.carries == {"images", "captions", "boxes", "masks", "stuff", "panoptic", "labels", "narratives"}
+    assert train.carries == {"images", "captions", "boxes", "masks", "panoptic", "labels"}
     assert sum(thing.crowd for record in val.records for thing in record.instances or ()) == 7
     for record in val.records:
         with Image.open(record.file) as image:

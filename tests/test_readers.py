@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestration.data.coco import coco_splits, read_coco
 from orchestration.data.sources import FORMATS, Format, Source, open_source, parse_source
 from orchestration.errors import RequestError
+from orchestration.listing import SCENES_CARRY
 from tests.data_files import make_coco, refusal
 
 
@@ -105,7 +106,7 @@ def test_generated_scenes_carry_everything(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         dataset = open_source("scenes:size=32,train=5,val=5,test=5", split, tmp_path)
         assert (dataset.name, dataset.split, len(dataset.records)) == ("scenes", split, 5)
-        assert dataset.carries == {"images", "captions", "boxes", "masks", "stuff", "graph", "narratives", "traces"}
+        assert dataset.carries == SCENES_CARRY
     with pytest.raises(RequestError, match="sise"):
         open_source("scenes:sise=32", "train", tmp_path)
 

@@ -37,6 +37,7 @@ from orchestration.data.scenes.draw import draw
 from orchestration.data.scenes.geometry import relation
 from orchestration.data.scenes.vocabulary import OTHER_ID, stuff_id
 from orchestration.errors import RequestError, RunError
+from orchestration.listing import SCENES_CARRY
 
 SPLITS = ("train", "val", "test")
 SMALL = ScenesOptions(size=32, things=6, colours=5, backgrounds=4, objects=4, train=50, val=20, test=24)
@@ -232,7 +233,7 @@ def test_our_own_readers_read_it(made: tuple[ScenesOptions, Path]) -> None:
     options, folder = made
     for split in SPLITS:
         data = read_coco(folder, split)
-        assert data.carries == {"images", "captions", "boxes", "masks", "stuff", "graph", "narratives", "traces"}
+        assert data.carries == SCENES_CARRY
         assert len(data.records) == getattr(options, split)
         assert all(len(record.captions or ()) == 5 and len(record.narratives or ()) == 1 for record in data.records)
 

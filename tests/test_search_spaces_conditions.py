@@ -113,6 +113,7 @@ def test_a_space_of_another_system_is_refused() -> None:
 
 
 OF_MEMORY = ("memory_top_k", "memory_unknown", "fusion", "sentence", "memory_hidden_dim", "memory_dim")
+OF_VAE = ("kl_weight", "kl_reduction")
 
 
 class TestChosen:
@@ -208,6 +209,8 @@ class TestDocumented:
         }
         assert conditions == {
             "attngan/noise_threshold": "noise is truncated",
+            **dict.fromkeys((f"{name}/{field}" for name in ("ccfpse", "spade") for field in OF_VAE), "use_vae is True"),
+            **dict.fromkeys(("ccfpse/noise", "spade/noise"), "use_vae is False"),
             **dict.fromkeys((f"cpgan/{name}" for name in OF_MEMORY), "mate is True"),
             "cpgan/patches": "fgcd is True",
             "cpgan/unconditional": "fgcd is True",

@@ -116,7 +116,7 @@ def test_a_whole_split_is_the_published_data_set(published: Dataset, undisturbed
     assert (undisturbed / LEFT_OUT).read_bytes() == b""
     manifest = open_shards(undisturbed).manifest
     assert manifest.contents == {
-        "boxes": 10, "captions": 10, "images": 10, "masks": 6, "narratives": 2, "panoptic": 2, "stuff": 3,
+        "boxes": 10, "captions": 10, "images": 10, "labels": 5, "masks": 6, "narratives": 2, "panoptic": 2, "stuff": 3,
         "subject-box": 5, "traces": 2,
     }  # fmt: skip
 

@@ -105,6 +105,10 @@ SHRUNK: dict[str, Any] = {
     "patch_side": 16,
     "crop_dim": 4,
     "canvas_side": 8,
+    "upsamplings": 3,
+    "use_vae": True,
+    # Larger than published, so that seeds and label maps show in untrained pictures.
+    "init_gain": 1.0,
     # Those of an untrained box head have hardly any area.
     "boxes": "given",
 }
@@ -117,7 +121,7 @@ REGIONS = RegionSettings(count=4)
 PATCHES = PatchSettings(candidates=6, side=16, prefilter=PreFilterSettings(k=20))
 NAMES = GraphVocabulary(("cat", "dog", "grass"), (), ("left of", "on"))
 LABELS = ("cat", "dog", "grass")
-CARRIED = frozenset({"images", "captions", "boxes", "graph", "stuff"})
+CARRIED = frozenset({"images", "captions", "boxes", "graph", "labels"})
 MOST_PARAMETERS = 300_000
 PROVENANCE = Provenance("d" * 64, "e" * 64)
 TRAINING = TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32")
@@ -632,7 +636,7 @@ def _labelled(labels: StoredLabelMaps, place: int) -> dict[str, Any]:
     map_bytes = BytesIO()
     Image.fromarray(np.stack([shown + 1, 0 * shown, 0 * shown], 2).astype(np.uint8)).save(map_bytes, "PNG")
     segments = [
-        PanopticSegment(number + 1, name, number + 1, not labels.stuff[number], (0, 0, 1, 1), 1.0, False)
+        PanopticSegment(number + 1, name, number + 1, number < 2, (0, 0, 1, 1), 1.0, False)
         for number, name in enumerate((*labels.classes, "nothing known"))
         if (shown == number).any() or number < len(labels.classes)
     ]

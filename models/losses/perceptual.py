@@ -1,14 +1,15 @@
 """How far two pictures are for a net that was trained to recognise things: the perceptual loss of RetrieveGAN (section
 3.5) and of the generators that TReCS stands on.
 
-The papers name VGG and no layers: here every map that LPIPS takes of a net counts the same.
+RetrieveGAN names VGG and no layers: every map that LPIPS takes of a net counts the same. SPADE's and CC-FPSE's released
+code weighs the maps of five levels, the deepest most.
 """
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.contract import Settings
@@ -16,6 +17,9 @@ from models.encoders.perceptual_trunks import PerceptualTrunk, find_perceptual_w
 from models.encoders.trunk import ImageTrunk, ImageTrunkSettings, find_trunk_weights
 from models.losses.lpips import scaled
 from models.precision import at_least_float32
+
+LEVEL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+"""Of five maps, the first one's first (SPADE and CC-FPSE, released)."""
 
 
 class PerceptualSettings(Settings):
@@ -34,9 +38,23 @@ class PerceptualSettings(Settings):
     distance: Literal["l1", "l2"] = Field(
         "l1", description="of two maps: the mean of absolute or of squared differences (the paper does not say)"
     )
+    map_weights: Literal["equal", "spade"] = Field(
+        "equal",
+        description='"equal": the distance is the mean over the net\'s maps; "spade": their sum with weights 1/32, '
+        "1/16, 1/8, 1/4, 1, the deepest last (SPADE and CC-FPSE, released); a net of fewer maps has the last of these",
+    )
     side: int | None = Field(
         None, ge=32, description="pictures are resized to this side first; none: they are taken as they are"
     )
+
+    @model_validator(mode="after")
+    def _has_a_weight_for_each_map(self) -> "PerceptualSettings":
+        if self.map_weights == "spade" and self.net == "squeeze":
+            raise ValueError(
+                f"map_weights=spade has weights for {len(LEVEL_WEIGHTS)} maps and squeeze has seven: take vgg, alex or "
+                "efficientnet-lite0, or map_weights=equal"
+            )
+        return self
 
     @property
     def trunk(self) -> ImageTrunkSettings:
@@ -82,9 +100,12 @@ class PerceptualDistance(nn.Module):
         with torch.no_grad():
             times = len(first) // max(1, len(second))
             wanted = tuple(maps.repeat(times, *[1] * (maps.dim() - 1)) for maps in self._maps(second))
-        return torch.stack(
+        distances = torch.stack(
             [self._between(one, other) for one, other in zip(self._maps(first), wanted, strict=True)]
-        ).mean(0)
+        )
+        if self.settings.map_weights == "equal":
+            return distances.mean(0)
+        return (distances.new_tensor(LEVEL_WEIGHTS[-len(distances) :])[:, None] * distances).sum(0)
 
     def _between(self, one: Tensor, other: Tensor) -> Tensor:
         difference = at_least_float32(one) - at_least_float32(other)

@@ -39,9 +39,9 @@ class Phrase:
 def spoken_phrases(narrative: Narrative, where: str = "the narrative") -> tuple[Phrase, ...]:
     """The phrases as they were spoken: one for each utterance that has words of the caption.
 
-    Words of the caption that nobody says belong to the utterance before. A narrative without times is one phrase with
-    all points. where: how a message calls it. Raises RequestError for a narrative without words, times that run
-    backwards, and points or times that are no numbers.
+    Words of the caption that nobody says, in a pause, belong to the utterance before it. A narrative without times is
+    one phrase with all points. where: how a message calls it. Raises RequestError for a narrative without words, times
+    that run backwards, and points or times that are no numbers.
     """
     narrative, words = _checked(narrative, where)
     if not words:

@@ -80,7 +80,7 @@ class LabelReader:
         left, top, right, bottom = region or (0, 0, record.width, record.height)
         width, height = size or (right - left, bottom - top)
         pixels = np.ix_(_nearest(top, bottom, height), _nearest(left, right, width))
-        if record.stuff_map is None and record.stuff is None:
+        if record.stuff_map is None and not record.stuff:
             return self._panoptic(record, pixels)
         labels = self._labels(record)[pixels]
         instances = np.zeros_like(labels)

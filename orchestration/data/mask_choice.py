@@ -93,7 +93,8 @@ def choose_masks(
             compared = candidates
         overlaps = intersection_over_union(compared, code)
         best = int(overlaps.argmax())
-        found.append(Choice(*where[own[best]], float(overlaps[best]), candidates[best]))
+        picture, one = where[own[best]]
+        found.append(Choice(picture, one, float(overlaps[best]), candidates[best]))
     return found
 
 

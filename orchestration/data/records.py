@@ -140,6 +140,7 @@ CONTENTS: Mapping[str, Callable[[ImageRecord], bool]] = {
     "masks": lambda record: any(thing.segmentation is not None for thing in record.instances or ()),
     "stuff": lambda record: record.stuff_map is not None or record.stuff is not None,
     "panoptic": lambda record: record.panoptic is not None,
+    "labels": lambda record: any((record.stuff_map, record.stuff, record.panoptic)),
     "graph": lambda record: record.graph is not None,
     "narratives": lambda record: bool(record.narratives),
     "traces": lambda record: any(len(said.traces) for said in record.narratives or ()),

@@ -13,6 +13,7 @@ from orchestration.recipes.attngan import (
     attngan_scenes,
 )
 from orchestration.recipes.cpgan import cpgan_coco14, cpgan_laptop, cpgan_scenes
+from orchestration.recipes.label_maps import ccfpse_coco, ccfpse_scenes, spade_coco, spade_laptop, spade_scenes
 from orchestration.recipes.mirrorgan import (
     mirrorgan_coco14_paper,
     mirrorgan_cub,
@@ -49,6 +50,8 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         attngan_plus_coco14,
         attngan_laptop,
         attngan_scenes,
+        ccfpse_coco,
+        ccfpse_scenes,
         cpgan_coco14,
         cpgan_laptop,
         cpgan_scenes,
@@ -65,6 +68,9 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         sg2im_vg,
         sg2im_laptop,
         sg2im_scenes,
+        spade_coco,
+        spade_laptop,
+        spade_scenes,
         xmcgan_coco14,
         xmcgan_coco14_released,
         xmcgan_laptop,

@@ -133,6 +133,7 @@ def test_what_it_is_built_from_is_missed_with_a_sentence(trainable_name: str) ->
         build_nets(experiment)
     wanted = [f"the trained stage {part!r}" for part in experiment.stages]
     wanted += ["vocabulary"] if experiment.trainable.reads & {"tokens", "graphs", "labels"} else []
+    wanted += ["classes"] if "labels" in experiment.trainable.reads else []
     assert any(what in str(caught.value) for what in wanted) and "\n" not in str(caught.value)
 
 

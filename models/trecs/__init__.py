@@ -1,0 +1,11 @@
+"""TReCS: `weighting` is tf-idf, `alignment` IBM Model 1, `hmm` the constrained Viterbi, `tagger` the three joined: a
+label for every word of a narrative."""
+
+from models.trecs.tagger import Narratives, NarrativeTagger, TaggerSettings, TaggerTables
+
+__all__ = [
+    "NarrativeTagger",
+    "Narratives",
+    "TaggerSettings",
+    "TaggerTables",
+]

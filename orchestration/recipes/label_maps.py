@@ -37,8 +37,8 @@ def small_training(kimg: float) -> TrainingSettings:
 def spade_coco() -> Experiment:
     """SPADE as its released code is configured for COCO-Stuff: 256 px, batch 32.
 
-    Paper: TReCS, section 2.4, uses its published weights. 100 epochs at batch 32 on 8 GPUs are remembered, not read; the
-    released default is 50. Cost: 370,000 steps. Needs COCO 2017, COCO-Stuff's maps, VGG-16's weights.
+    Paper: TReCS, section 2.4, uses its published weights. 100 epochs at batch 32 on 8 GPUs are remembered, not read;
+    the released default is 50. Cost: 370,000 steps. Needs COCO 2017, COCO-Stuff's maps, VGG-16's weights.
     Command: t2i train spade_coco --data coco-2017:PATH --set model.perceptual.weights=FILE
     """
     return Experiment(

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestration.data.array_files import map_arrays, read_about
 from orchestration.data.patch_search import PatchIndex, PreFilterSettings, recall
 from orchestration.data.patches import (
     ObjectSource,
@@ -25,9 +26,7 @@ from orchestration.data.patches import (
     PatchBank,
     check_same_encoder,
     described,
-    map_array,
     open_bank,
-    read_about,
 )
 from orchestration.errors import RequestError
 from orchestration.mapping import join_blocks, map_blocks, read_block
@@ -141,14 +140,7 @@ def open_candidates(folder: Path) -> StoredCandidates:
     except ValueError as error:
         raise RequestError(f"{folder / ABOUT} has settings that cannot be: {_AGAIN}") from error
     sizes = {"N": about.pictures, "N+1": about.pictures + 1, "O": about.objects, "k": k}
-    arrays = {name: map_array(folder / f"{name}.npy", dtype, _AGAIN) for name, (dtype, _) in ARRAYS.items()}
-    for name, (_, form) in ARRAYS.items():
-        shape = tuple(sizes[letter] for letter in form.split(","))
-        if arrays[name].shape != shape:
-            raise RequestError(
-                f"{folder / f'{name}.npy'} has the shape {arrays[name].shape}, and by {ABOUT} it is ({form}) = {shape}"
-                f": {_AGAIN}"
-            )
+    arrays = map_arrays(folder, ARRAYS, sizes, ABOUT, _AGAIN)
     arrays |= {name: np.array(arrays[name]) for name in ("image_ids", "starts", "counts")}
     starts, counts, places = arrays["starts"], arrays["counts"], arrays["places"]
     if starts[0] != 0 or starts[-1] != about.objects or (np.diff(starts) < 0).any():

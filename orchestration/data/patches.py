@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestration.data.json_files import StructT, clause, read_bytes
+from orchestration.data.array_files import map_arrays, read_about
 from orchestration.data.patch_search import ByClass
 from orchestration.errors import RequestError
 from orchestration.mapping import map_blocks, read_block
@@ -176,15 +176,8 @@ class PatchBank:
 def open_bank(folder: Path) -> PatchBank:
     """Map the bank in a folder. Raises RequestError for all that is not as the module says, but NaN in features."""
     about = _read_about(folder / ABOUT)
-    sizes = {"M": about.count, "S": about.size, "D": about.feature_dim, "N+1": about.pictures + 1, "3": 3, "4": 4}
-    arrays = {name: map_array(folder / f"{name}.npy", dtype) for name, (dtype, _) in ARRAYS.items()}
-    for name, (_, form) in ARRAYS.items():
-        shape = tuple(sizes[letter] for letter in form.split(","))
-        if arrays[name].shape != shape:
-            raise RequestError(
-                f"{folder / f'{name}.npy'} has the shape {arrays[name].shape}, and by {ABOUT} it is ({form}) = {shape}"
-                f": {_AGAIN}"
-            )
+    sizes = {"M": about.count, "S": about.size, "D": about.feature_dim, "N+1": about.pictures + 1}
+    arrays = map_arrays(folder, ARRAYS, sizes, ABOUT, _AGAIN)
     arrays |= {name: np.array(arrays[name]) for name in ("classes", "image_ids", "starts")}
     starts, classes = arrays["starts"], arrays["classes"]
     if starts[0] != 0 or starts[-1] != about.count or (np.diff(starts) < 0).any():
@@ -202,36 +195,6 @@ def _read_about(file: Path) -> About:
     if min(about.size, about.feature_dim, about.count, about.pictures) < 1:
         raise RequestError(f"{file} has a size, feature_dim, count or pictures below 1: {_AGAIN}")
     return about
-
-
-def read_about(file: Path, layout: type[StructT], form: int, what: str, again: str) -> StructT:
-    """A folder's description, of this `form`. Raises RequestError that ends in `again`."""
-    content = read_bytes(file)
-    try:
-        found = msgspec.json.decode(content, type=_Form).format
-        about = msgspec.json.decode(content, type=layout) if found == form else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{file} does not describe {what}: {clause(content, error)}; {again}") from error
-    if about is None:
-        raise RequestError(f"{file} is of format {found}, and this version reads {form}: {again}")
-    return about
-
-
-class _Form(msgspec.Struct):
-    format: int
-
-
-def map_array(file: Path, dtype: str, again: str = _AGAIN) -> Any:
-    """A memory-mapped .npy file of that type. Raises RequestError that ends in `again`."""
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise RequestError(f"{file} is missing: {again}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise RequestError(f"{file} is cut short or no .npy file ({error}): {again}") from error
-    if array.dtype != np.dtype(dtype):
-        raise RequestError(f"{file} holds {array.dtype}, and {dtype} is read: {again}")
-    return array
 
 
 def cut_patch(picture: Image.Image, box: NDArray[np.float32], size: int) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.contract import Given, Regions
 from models.encoders.regions import RegionNet, open_region_net
-from orchestration.data.json_files import clause, read_bytes
+from orchestration.data.array_files import map_array, map_arrays, read_about
 from orchestration.errors import RequestError
 from orchestration.mapping import join_blocks, map_blocks
 from orchestration.stages import Progress, file_sha256, short_hash, write_atomically
@@ -119,21 +119,15 @@ class RegionFeatures:
 def open_regions(folder: Path) -> RegionFeatures:
     """Map the regions in a folder. Raises RequestError for all that is not as the module says, but NaN in features."""
     about = _read_about(folder / ABOUT)
-    arrays = {name: _map_array(folder / f"{name}.npy", dtype) for name, (dtype, _) in ARRAYS.items()}
-    sizes = {"N": len(arrays["image_ids"]), "R": about.count, "F": about.feature_dim, "4": 4}
-    for name, (_, form) in ARRAYS.items():
-        shape = tuple(sizes[letter] for letter in form.split(","))
-        if arrays[name].shape != shape:
-            raise RequestError(
-                f"{folder / f'{name}.npy'} has the shape {arrays[name].shape}, and by {ABOUT} and image_ids.npy it is "
-                f"({form}) = {shape}: {_AGAIN}"
-            )
+    count = len(map_array(folder / "image_ids.npy", ARRAYS["image_ids"][0], _AGAIN))
+    sizes = {"N": count, "R": about.count, "F": about.feature_dim}
+    arrays = map_arrays(folder, ARRAYS, sizes, f"{ABOUT} and image_ids.npy", _AGAIN)
     small = {name: np.array(arrays[name]) for name in ("image_ids", "boxes", "scores", "counts")}
     found = RegionFeatures(
         folder,
         about,
         features=arrays["features"],
-        rows=np.arange(sizes["N"]),
+        rows=np.arange(count),
         **small,
     )
     _check_values(found)
@@ -141,35 +135,12 @@ def open_regions(folder: Path) -> RegionFeatures:
 
 
 def _read_about(file: Path) -> About:
-    content = read_bytes(file)
-    try:
-        form = msgspec.json.decode(content, type=_Form).format
-        about = msgspec.json.decode(content, type=About) if form == FORMAT else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{file} does not describe regions: {clause(content, error)}; {_AGAIN}") from error
-    if about is None:
-        raise RequestError(f"{file} is of format {form}, and this version reads {FORMAT}: {_AGAIN}")
+    about = read_about(file, About, FORMAT, "regions", _AGAIN)
     if about.count < 1 or about.feature_dim < 1:
         raise RequestError(
             f"{file} has count {about.count} and feature_dim {about.feature_dim}, and both are 1 or more: {_AGAIN}"
         )
     return about
-
-
-class _Form(msgspec.Struct):
-    format: int
-
-
-def _map_array(file: Path, dtype: str) -> Any:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise RequestError(f"{file} is missing: {_AGAIN}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise RequestError(f"{file} is cut short or no .npy file ({error}): {_AGAIN}") from error
-    if array.dtype != np.dtype(dtype):
-        raise RequestError(f"{file} holds {array.dtype}, and {dtype} is read: {_AGAIN}")
-    return array
 
 
 def _check_values(found: RegionFeatures) -> None:

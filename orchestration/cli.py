@@ -156,6 +156,7 @@ def serve(app: App, model: str, host: str, port: int) -> Result | None:
         -d '{"prompt": "a blue fish in the sea", "seed": 1}' -o fish.png
     """
     from orchestration.champions import champion_checkpoint
+    from orchestration.painter import require_words
     from orchestration.serving import start_server
 
     tracker = app.tracker()
@@ -163,6 +164,7 @@ def serve(app: App, model: str, host: str, port: int) -> Result | None:
     if champion is None:
         raise RequestError(f"model {model!r} has no champion: train one and run t2i promote RUN, or t2i quickstart")
     checkpoint = champion_checkpoint(tracker, champion, app.home)
+    require_words(checkpoint.experiment)
     server = start_server(checkpoint.folder, app.home.root, model, str(champion.version), host=host, port=port)
     app.say(f"{model} version {champion.version} answers at {server.url} (Ctrl-C ends it)")
     try:

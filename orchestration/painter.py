@@ -123,6 +123,15 @@ def _whole(folder: Path, home: Home) -> Path:
     return ensure(Stage(found.name, found.version, found.settings, found.inputs, gone), home.stages)
 
 
+def require_words(experiment: Experiment) -> None:
+    """RequestError for a system that draws nothing of words."""
+    if "labels" in experiment.trainable.reads:
+        raise RequestError(
+            f"{experiment.system} draws from label maps, and words alone give none: look at t2i show RUN, or draw with "
+            "a system that reads words"
+        )
+
+
 class Painter:
     """Draws with the averaged nets of a checkpoint.
 
@@ -163,17 +172,9 @@ class Painter:
             return None
         return list(zip(graph_prompts(self.encoder, self.patches), (1, 2, 3), strict=True))
 
-    @property
-    def _wordless(self) -> str:
-        return (
-            f"{self.experiment.system} draws from label maps, and words alone give none: look at t2i show RUN, or draw "
-            "with a system that reads words"
-        )
-
     def check(self, prompt: str) -> None:
         """RequestError for a prompt that nothing can be drawn of."""
-        if isinstance(self.encoder, LabelNames):
-            raise RequestError(self._wordless)
+        require_words(self.experiment)
         if not isinstance(self.encoder, GraphReader):
             check_encodable([prompt])
             return
@@ -193,8 +194,8 @@ class Painter:
         """What pictures of B prompts are drawn from. Raises RequestError for a prompt that cannot be read."""
         if isinstance(self.encoder, GraphReader):
             return self.with_patches(self.encoder.conditions(prompts))
-        if isinstance(self.encoder, LabelNames):
-            raise RequestError(self._wordless)
+        require_words(self.experiment)
+        assert not isinstance(self.encoder, LabelNames)
         check_encodable(prompts)
         return Batch(torch.arange(len(prompts)), text=self.encoder(prompts))
 

@@ -24,7 +24,7 @@ from orchestration.data import features as features_module
 from orchestration.data.features import CaptionIndex, open_caption_features, write_caption_features
 from orchestration.data.shard_tasks import TaskDied
 from orchestration.data.vocabulary import Vocabulary
-from orchestration.data.word_encoder import describe_part, open_word_encoder
+from orchestration.data.word_encoder import describe_part, open_word_encoder, reopening
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.mapping import join_blocks, map_blocks, read_block
@@ -396,7 +396,7 @@ class TestCaptionFeatures:
         if trained:
             encoder = open_word_encoder(write_part(Path("part")))
             experiment = experiment.replace({"model.text_dim": encoder.dim})
-        reopen = Preparation(experiment, Home(Path("home")), encoder=encoder)._reopening()
+        reopen = reopening(Preparation(experiment, Home(Path("home")), encoder=encoder).encoder, Path("home"))
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir("elsewhere")
         assert reopen is not None

@@ -92,8 +92,8 @@ def spade_laptop() -> Experiment:
 def spade_scenes() -> Experiment:
     """SPADE at 64 px on easy scenes: minutes on two cores.
 
-    Label maps say which thing is where, and nothing of colours. No published number. Seen, once: FID 75 (scenes-net, 500
-    pictures), thing .62 (chance .17), colour .18 (.17).
+    Label maps say which thing is where, and nothing of colours. No published number. Seen, once: FID 75 (scenes-net,
+    500 pictures), thing .62 (chance .17), colour .18 (.17).
     Command: t2i train spade_scenes --workers 2
     """
     return Experiment(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -215,7 +216,13 @@ class TestServing:
         captions: Any = SimpleNamespace(probes=None)
         assert probes_of(captions) == PROBES
 
-    def test_a_wrong_graph_is_refused_by_the_endpoint(self, painter: Painter, words: list[str]) -> None:
+    def test_a_wrong_graph_is_refused_by_the_endpoint(
+        self, painter: Painter, words: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # An ingress has a process of its own, whose logging it sets up.
+        ours = logging.getLogger("orchestration")
+        monkeypatch.setattr(ours, "handlers", ours.handlers)
+        monkeypatch.setattr(ours, "level", ours.level)
         replica = PainterReplica.__new__(PainterReplica)
         replica._painter = painter
         drawn: list[str] = []

@@ -83,7 +83,7 @@ def initialise(net: nn.Module, gain: float) -> None:
             nn.init.xavier_normal_(module.weight, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if isinstance(module, StoredSpectralConv2d):
+        if isinstance(module, StoredSpectralConv2d) and not module.weight.is_meta:
             with torch.no_grad():
                 matrix = module.weight.flatten(1)
                 for _ in range(SETTLING):

@@ -272,8 +272,7 @@ class Given:
 
     vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
     NET.safetensors for each net that the stage trained; regions: how salient boxes are found, for those who look for
-    them; classes, predicates: how many the scene graphs have, or the label maps (no
-    predicates), 0 where none are read.
+    them; classes, predicates: how many the scene graphs have, or the label maps (no predicates), 0 where none are read.
     """
 
     vocabulary_size: int = 0
@@ -298,18 +297,16 @@ PART = "part.json"
 """Beside a trained part's weights: which part it is and its settings."""
 
 
-def described_config(given: Given, stage: str, config: type[ConfigT]) -> ConfigT:
-    """The settings of the trained part in a stage's folder. Raises StageMissing, and ValueError for another's."""
-    if stage not in given.folders:
-        raise StageMissing(f"{stage} comes from the trained stage {stage!r}, which was not given")
-    file = given.folders[stage] / PART
+def part_settings(folder: Path, system: str, config: type[ConfigT]) -> ConfigT:
+    """The settings of the trained part in a folder. Raises ValueError that says on one line why they cannot be read,
+    such as that they are another part's."""
     try:
-        return config.model_validate(json.loads(file.read_text(encoding="utf-8"))["model"])
+        described = json.loads((folder / PART).read_text(encoding="utf-8"))
+        if described["system"] != system:
+            raise ValueError(f"it is of the part {described['system']}")
+        return config.model_validate(described["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(
-            f"{file} does not describe a {stage} ({said}): restore that folder, or train it again"
-        ) from error
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 class Trainable(Protocol[ConfigT]):

@@ -18,6 +18,7 @@ from models.attngan.damsm import evaluating, known_words, load_fitting
 from models.blocks.noise import drop
 from models.contract import (
     NOTHING,
+    PART,
     AdamSettings,
     AverageSettings,
     Batch,
@@ -298,7 +299,7 @@ def frozen_captioner(given: Given, resolution: int) -> nn.Module:
 
 
 def _settings_of(given: Given) -> AttentionCaptionerConfig:
-    file = given.folders[STAGE] / "part.json"
+    file = given.folders[STAGE] / PART
     try:
         described = json.loads(file.read_text())
         system = described["system"]

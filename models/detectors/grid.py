@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.blocks.norm import BatchNorm
 from models.contract import (
     NOTHING,
+    PART,
     AdamSettings,
     AverageSettings,
     Batch,
@@ -30,6 +31,7 @@ from models.contract import (
     Phase,
     Settings,
     StepContext,
+    part_settings,
 )
 from models.detectors.boxes import corners, greedy_nms
 from models.detectors.contract import Detections, file_digest, one_by_one
@@ -40,7 +42,7 @@ from models.parallel import one_thread
 from models.precision import at_least_float32
 
 STAGE, NET = "grid_detector", "detector"
-PART, CLASSES = "part.json", "classes.json"
+CLASSES = "classes.json"
 SLOPE = 0.1
 STRIDE = 8
 # The share of cells that answer for an object before training (Lin et al., "Focal Loss", 2017, section 4.1).
@@ -235,22 +237,18 @@ def open_grid_detector(folder: Path) -> GridDetector:
     """The detector in a trained part's folder: detector.safetensors, part.json with its settings, and classes.json with
     the names of its classes, where that is there. On the CPU. Raises WeightsMissing."""
     file = existing(folder / f"{NET}.safetensors", "the grid detector")
-    config = _described(folder / PART)
+    config = _described(folder)
     net = GridNet(config)
     fill(net, file, f"the grid detector that {PART} beside it describes")
     return GridDetector(net, _names(folder / CLASSES, config.classes), file_digest(file))
 
 
-def _described(file: Path) -> GridDetectorConfig:
+def _described(folder: Path) -> GridDetectorConfig:
     try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        if described["system"] != STAGE:
-            raise ValueError(f"it is of the part {described['system']}")
-        return GridDetectorConfig.model_validate(described["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return part_settings(folder, STAGE, GridDetectorConfig)
+    except ValueError as error:
         raise WeightsMissing(
-            f"{file} does not describe a {STAGE} ({' '.join(str(error).split())}): restore that folder, or train the "
-            "part again"
+            f"{folder / PART} does not describe a {STAGE} ({error}): restore that folder, or train the part again"
         ) from error
 
 

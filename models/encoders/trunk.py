@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.blocks.pixels import from_signed
 from models.contract import Settings
 from models.encoders import inception, resnet
 from models.encoders.image import WeightsMissing, efficientnet_lite0, efficientnet_lite0_file, existing, fill
@@ -21,7 +22,6 @@ from models.encoders.image import WeightsMissing, efficientnet_lite0, efficientn
 TrunkName = Literal["inception-v3", "resnet152", "resnet50", "efficientnet-lite0"]
 RANDOM = "random"
 RANDOM_SEED = 0
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageTrunkSettings(Settings):
@@ -132,11 +132,7 @@ def _prepared(pixels: Tensor, settings: ImageTrunkSettings) -> Tensor:
         return ((pixels + 1) * 127.5 - 127) / 128
     if settings.pixels == "signed":
         return pixels
-    unit = (pixels + 1) / 2
-    if settings.pixels == "unit":
-        return unit
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (unit - mean) / std
+    return (pixels + 1) / 2 if settings.pixels == "unit" else from_signed(pixels)
 
 
 def find_trunk_weights(settings: ImageTrunkSettings, field: str = "trunk") -> Path | None:

@@ -21,6 +21,7 @@ from models.blocks.layout import crop_boxes
 from models.blocks.norm import BatchNorm
 from models.contract import (
     NOTHING,
+    PART,
     AdamSettings,
     AverageSettings,
     Batch,
@@ -29,8 +30,9 @@ from models.contract import (
     Objective,
     Phase,
     Settings,
+    StageMissing,
     StepContext,
-    described_config,
+    part_settings,
 )
 from models.parallel import OneRank, Ranks, mean_over_ranks
 from models.precision import at_least_float32
@@ -231,4 +233,13 @@ def open_co_occurrence(given: Given) -> nn.Module:
     """
     if torch.empty(0).device.type == "meta":
         return CoOccurrenceNet(CoOccurrenceConfig()).requires_grad_(False)
-    return given.load(CoOccurrenceNet(described_config(given, STAGE, CoOccurrenceConfig)), STAGE, NET)
+    if STAGE not in given.folders:
+        raise StageMissing(f"{STAGE} comes from the trained stage {STAGE!r}, which was not given")
+    folder = given.folders[STAGE]
+    try:
+        config = part_settings(folder, CoOccurrence.name, CoOccurrenceConfig)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / PART} does not describe a {STAGE} ({error}): restore that folder, or train it again"
+        ) from error
+    return given.load(CoOccurrenceNet(config), STAGE, NET)

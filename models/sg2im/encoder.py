@@ -1,12 +1,12 @@
 """sg2im's graph encoder out of a trained generator: what RetrieveGAN's pre-filter compares patches by."""
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.blocks.graphs import GraphEncoder
+from models.contract import PART, part_settings
 from models.encoders.image import WeightsMissing, existing
 from models.sg2im.config import Sg2imConfig
 
@@ -19,9 +19,9 @@ def open_graph_encoder(folder: Path) -> GraphEncoder:
     Raises WeightsMissing.
     """
     file = existing(folder / "generator.safetensors", "sg2im's graph encoder")
-    described = folder / "part.json"
+    described = folder / PART
     try:
-        config = Sg2imConfig.model_validate(json.loads(described.read_text(encoding="utf-8"))["model"])
+        config = part_settings(folder, "sg2im", Sg2imConfig)
         weights = {
             name.removeprefix(PREFIX): value for name, value in load_file(file).items() if name.startswith(PREFIX)
         }

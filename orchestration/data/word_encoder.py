@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.contract import Given, Matcher, TextFeatures, Tokens
+from models.contract import PART, Given, Matcher, TextFeatures, Tokens
 from models.encoders.text import TextEncoder
 from models.registry import get_trainable
 from orchestration.data.features import Encoder
@@ -18,7 +18,7 @@ from orchestration.data.vocabulary import Vocabulary, load_vocabulary, save_voca
 from orchestration.errors import RequestError
 from orchestration.stages import file_sha256, short_hash, write_atomically
 
-PART, VOCABULARY = "part.json", "vocabulary.json"
+VOCABULARY = "vocabulary.json"
 
 
 class WordEncoder:

@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.contract import NOTHING, Batch, Captioner, Given, Matcher, Tokens
+from models.contract import NOTHING, PART, Batch, Captioner, Given, Matcher, Tokens
 from models.encoders.image import WeightsMissing
 from models.encoders.text import PROBE, quiet_loading
 from models.registry import get_trainable
 from orchestration.data.transforms import Transform, get_transform
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary
-from orchestration.data.word_encoder import PART, VOCABULARY
+from orchestration.data.word_encoder import VOCABULARY
 from orchestration.errors import RequestError
 from orchestration.evaluation.metric import Array, Asked
 from orchestration.evaluation.r_precision import INDEPENDENT, OWN_MATCHER

@@ -136,6 +136,21 @@ class LabelMaps:
     instances: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class TaggedWords:
+    """B narratives as a tagger reads them: word pieces, and a label for each word at its first piece.
+
+    pieces: (B,T) int64, by the tagger's tokenizer, its marks of begin and end among them; counts: (B,) int64, so many
+    are there, the rest is 0; first: (B,T) bool, True where a word begins; labels: (B,T) int64, the class of the word
+    that begins there, -1 elsewhere and where none is known.
+    """
+
+    pieces: Tensor
+    counts: Tensor
+    first: Tensor
+    labels: Tensor
+
+
 def after_counts(counts: Tensor, most: int) -> Tensor:
     """(...,) int64 to (...,most) bool: True at and after each count, where there is only padding."""
     return torch.arange(most, device=counts.device) >= counts[..., None]
@@ -163,6 +178,7 @@ class Batch:
     graphs: Graphs | None = None
     candidates: Candidates | None = None
     labels: LabelMaps | None = None
+    tagged: TaggedWords | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -173,7 +189,7 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor[rows])
 
 
-DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions, Graphs, Candidates, LabelMaps)
+DataT = TypeVar("DataT", Batch, TextFeatures, Tokens, Objects, Regions, Graphs, Candidates, LabelMaps, TaggedWords)
 
 
 def _map_tensors(data: DataT, function: Callable[[Tensor], Tensor]) -> DataT:
@@ -272,7 +288,8 @@ class Given:
 
     vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
     NET.safetensors for each net that the stage trained; regions: how salient boxes are found, for those who look for
-    them; classes, predicates: how many the scene graphs have, or the label maps (no predicates), 0 where none are read.
+    them; classes, predicates: how many the scene graphs have, or the label maps (no predicates), 0 where none are read;
+    parts: settings of the parts, by stage name; encoders: where packaged encoders are unpacked.
     """
 
     vocabulary_size: int = 0
@@ -280,6 +297,8 @@ class Given:
     regions: "RegionSettings | None" = None
     classes: int = 0
     predicates: int = 0
+    parts: "Mapping[str, Settings]" = field(default_factory=dict)
+    encoders: Path | None = None
 
     def load(self, net: nn.Module, stage: str, name: str) -> nn.Module:
         """`net` with the stage's weights, frozen, in evaluation mode. On "meta" it stays empty. Raises StageMissing."""
@@ -327,7 +346,8 @@ class Trainable(Protocol[ConfigT]):
     """How the paper made its pictures ready, e.g. "xmcgan": a name in `orchestration.data.transforms`."""
     reads: frozenset[str]
     """What of the data it reads beside images: "features" (`Batch.text`), "tokens" (`Batch.tokens`), "objects",
-    "regions", "graphs", "candidates", "labels"."""
+    "regions", "graphs", "candidates", "labels", "tagged" (`Batch.tagged`), "canvases" (`Batch.labels`, composed from
+    captions)."""
 
     def stages(self, config: ConfigT) -> Mapping[str, str]:
         """The parts that it is built from, in order: a key of `Experiment.stages`, and which part must be there."""
@@ -419,11 +439,16 @@ class System(Trainable[ConfigT], Protocol[ConfigT]):
 
 @runtime_checkable
 class Matcher(Protocol):
-    """A part that says how well pictures and captions fit: judged by R-precision. May also encode captions."""
+    """A part that says how well pictures and captions fit: judged by R-precision and recall."""
 
     def embed(self, nets: Nets, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B,C) of the pictures and (B,C) of their captions: the cosine says how well two fit."""
         ...
+
+
+@runtime_checkable
+class CaptionReader(Protocol):
+    """A part that reads captions for the nets that come after it, in the place of a pretrained text encoder."""
 
     def encode(self, nets: Nets, tokens: Tokens) -> TextFeatures:
         """Captions as later nets read them."""
@@ -436,6 +461,15 @@ class Captioner(Protocol):
 
     def describe(self, nets: Nets, batch: Batch) -> Tensor:
         """B pictures, or their regions, to word indices (B,T) int64, 0 after the description."""
+        ...
+
+
+@runtime_checkable
+class Tagger(Protocol):
+    """A part that gives each word of a narrative a class: judged by whether it is the one that it was taught."""
+
+    def tag(self, nets: Nets, batch: Batch) -> Tensor:
+        """(B,T) int64, the likeliest class at each piece of `batch.tagged`; of no meaning where no word begins."""
         ...
 
 

@@ -14,6 +14,7 @@ from models.registry import gathered_names, get_part, get_system, get_trainable,
 from orchestration.data.graphs import GraphSettings
 from orchestration.data.patch_search import PreFilterSettings
 from orchestration.errors import RequestError
+from orchestration.narratives.settings import NarrativeSettings
 from orchestration.stages import short_hash
 
 
@@ -175,7 +176,7 @@ class Experiment(_Trained):
     stages: the parts that are made before it, in order; each may use those before. regions: how salient boxes are
     found, for systems that look for them; graphs: how scene graphs are made of the data, for systems that read them,
     and for others that are to read them in words; patches: how patches are kept and chosen, for systems that draw from
-    them.
+    them; narratives: how they are made ready, for systems that read them.
     """
 
     recipe: str
@@ -185,6 +186,7 @@ class Experiment(_Trained):
     regions: RegionSettings | None = None
     graphs: GraphSettings | None = None
     patches: PatchSettings | None = None
+    narratives: NarrativeSettings | None = None
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -206,6 +208,8 @@ class Experiment(_Trained):
             raise ValueError(f"{self.system} reads scene graphs: say how they are made under graphs")
         if self.patches is None and "candidates" in read:
             raise ValueError(f"{self.system} draws from patches: say how they are chosen under patches")
+        if self.narratives is None and read & {"tagged", "canvases"}:
+            raise ValueError(f"{self.system} reads narratives: say how they are made ready under narratives")
         return self
 
     def _direct(self, system: str, model: Settings) -> Mapping[str, str]:
@@ -289,7 +293,7 @@ class Experiment(_Trained):
         return parse_experiment(values)
 
 
-_OPTIONAL = ("regions", "graphs", "patches")
+_OPTIONAL = ("regions", "graphs", "patches", "narratives")
 """Settings that not every system has: where they are none they are no part of an identity."""
 
 

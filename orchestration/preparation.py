@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.contract import Gathered, Given, Matcher, Trainable
+from models.contract import CaptionReader, Gathered, Given, Trainable
 from models.encoders.image import WeightsMissing
 from models.encoders.regions import DETECTOR
 from models.encoders.text import TextEncoder
@@ -132,7 +132,7 @@ class Preparation:
     @property
     def text_part(self) -> str | None:
         """The trained part that encodes captions; None where a pretrained encoder does."""
-        return next((name for name in self.needed if isinstance(self._part(name), Matcher)), None)
+        return next((name for name in self.needed if isinstance(self._part(name), CaptionReader)), None)
 
     def _part(self, name: str) -> Any:
         return get_part(self.experiment.stages[name].system)
@@ -159,6 +159,7 @@ class Preparation:
             str(folder) if (folder := self._reader_folder) else None,
             self._source.settings.model_dump(mode="json") if self._source else None,
             *self._name_counts,
+            str(self.home.encoders),
         )
 
     @property
@@ -206,7 +207,8 @@ class Preparation:
     @property
     def built_on(self) -> Given:
         """The same, but for the vocabulary."""
-        return Given(folders=self.parts, regions=self._source.settings if self._source else None)
+        regions = self._source.settings if self._source else None
+        return Given(folders=self.parts, regions=regions, encoders=self.home.encoders)
 
     def judge(self, protocol: str) -> str | None:
         """The folder of the trained judge, for the protocol that needs one."""

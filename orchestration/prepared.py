@@ -84,7 +84,8 @@ class Prepared:
 
     text: folder of what reads captions or graphs, which checkpoints take along: a trained part, or the graphs'
     vocabulary; None for pretrained encoders; regions: `RegionSettings` as JSON, None where salient boxes play no part;
-    classes, predicates: of scene graphs or label maps, 0 where none are read.
+    classes, predicates: of scene graphs or label maps, 0 where none are read; encoders: where packaged encoders are
+    unpacked.
     """
 
     train: PreparedSplit
@@ -98,13 +99,15 @@ class Prepared:
     regions: dict[str, Any] | None = None
     classes: int = 0
     predicates: int = 0
+    encoders: str | None = None
 
     @property
     def given(self) -> Given:
         """What nets are built from."""
         regions = RegionSettings.model_validate(self.regions) if self.regions is not None else None
         folders = {name: Path(folder) for name, folder in self.parts}
-        return Given(self.vocabulary_size, folders, regions, self.classes, self.predicates)
+        encoders = Path(self.encoders) if self.encoders else None
+        return Given(self.vocabulary_size, folders, regions, self.classes, self.predicates, encoders=encoders)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.contract import Batch, Given, Matcher, Settings, TextFeatures, parameter_count
+from models.contract import Batch, CaptionReader, Given, Settings, TextFeatures, parameter_count
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.regions import DETECTOR
 from models.encoders.trunk import ImageTrunkSettings
@@ -382,7 +382,7 @@ def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Jo
     given = tiny_given(experiment)
     parts = tuple((name, str(part)) for name, part in given.folders.items())
     stages = experiment.stages
-    text = next((part for name, part in parts if isinstance(get_part(stages[name].system), Matcher)), None)
+    text = next((part for name, part in parts if isinstance(get_part(stages[name].system), CaptionReader)), None)
     if "graphs" in experiment.trainable.reads:
         text = str(folder / "names")
         Path(text).mkdir()

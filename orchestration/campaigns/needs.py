@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.contract import Batch, Candidates, Given, Graphs, LabelMaps, Matcher, TextFeatures
+from models.contract import Batch, Candidates, CaptionReader, Given, Graphs, LabelMaps, TextFeatures
 from models.detectors.contract import DetectorSettings
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.regions import DETECTOR
@@ -217,7 +217,7 @@ class Needs:
     def _text_bytes(self) -> float:
         for name in self.base.needed:
             stage = self.base.stages[name]
-            if isinstance(get_part(stage.system), Matcher):
+            if isinstance(get_part(stage.system), CaptionReader):
                 part = get_trainable(stage.system)
                 with torch.device("meta"):
                     nets = part.build(stage.model, _given())

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.contract import PART, Given, Matcher, TextFeatures, Tokens
+from models.contract import PART, CaptionReader, Given, TextFeatures, Tokens
 from models.encoders.text import TextEncoder
 from models.registry import get_trainable
 from orchestration.data.features import Encoder
@@ -76,7 +76,7 @@ def open_word_encoder(folder: Path) -> WordEncoder:
     try:
         described = json.loads((folder / PART).read_text())
         part = get_trainable(described["system"])
-        assert isinstance(part, Matcher)
+        assert isinstance(part, CaptionReader)
         config = part.Config.model_validate(described["model"])
         with torch.device("meta"):
             built = part.build(config, Given(len(vocabulary)))

@@ -8,7 +8,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,13 @@ def build_nets(experiment: Experiment, given: Given = NOTHING) -> dict[str, nn.M
     """
     torch.manual_seed(experiment.training.seed)
     try:
-        return experiment.trainable.build(experiment.model, given)
+        return experiment.trainable.build(experiment.model, _with_parts(given, experiment))
     except (WeightsMissing, ValueError) as error:  # ValueError: a part trained before is missing or does not fit
         raise RequestError(str(error)) from error
+
+
+def _with_parts(given: Given, experiment: Experiment) -> Given:
+    return replace(given, parts={name: stage.model for name, stage in experiment.stages.items()})
 
 
 def initial_state(experiment: Experiment, device: torch.device, given: Given = NOTHING) -> TrainingState:
@@ -342,7 +346,7 @@ def load_for_sampling(
     experiment = checkpoint.experiment
     system = experiment.trainable
     with torch.device("meta"):
-        nets = system.build(experiment.model, _sizes(checkpoint.folder / TEXT))
+        nets = system.build(experiment.model, _with_parts(_sizes(checkpoint.folder / TEXT), experiment))
     loaded = {}
     for name in system.averages(experiment.model):
         net = nets[name].to_empty(device=device)

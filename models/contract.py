@@ -4,7 +4,6 @@ Training, evaluation, serving and the report know this module and nothing of any
 writing one class that satisfies `System` and one line in `models.registry`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -289,7 +288,8 @@ class Given:
     vocabulary_size: words with padding, 0 where none are used; folders: by stage name, the folder with
     NET.safetensors for each net that the stage trained; regions: how salient boxes are found, for those who look for
     them; classes, predicates: how many the scene graphs have, or the label maps (no predicates), 0 where none are read;
-    parts: settings of the parts, by stage name; encoders: where packaged encoders are unpacked.
+    parts: settings of the parts, by stage name; encoders: where packaged encoders are unpacked; class_names: of the
+    label maps' classes, in order, for those who go by names.
     """
 
     vocabulary_size: int = 0
@@ -299,6 +299,7 @@ class Given:
     predicates: int = 0
     parts: "Mapping[str, Settings]" = field(default_factory=dict)
     encoders: Path | None = None
+    class_names: tuple[str, ...] = ()
 
     def load(self, net: nn.Module, stage: str, name: str) -> nn.Module:
         """`net` with the stage's weights, frozen, in evaluation mode. On "meta" it stays empty. Raises StageMissing."""
@@ -312,20 +313,6 @@ class Given:
 
 
 NOTHING = Given()
-PART = "part.json"
-"""Beside a trained part's weights: which part it is and its settings."""
-
-
-def part_settings(folder: Path, system: str, config: type[ConfigT]) -> ConfigT:
-    """The settings of the trained part in a folder. Raises ValueError that says on one line why they cannot be read,
-    such as that they are another part's."""
-    try:
-        described = json.loads((folder / PART).read_text(encoding="utf-8"))
-        if described["system"] != system:
-            raise ValueError(f"it is of the part {described['system']}")
-        return config.model_validate(described["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 class Trainable(Protocol[ConfigT]):

@@ -13,14 +13,17 @@ _SYSTEMS = {
     "retrievegan": "models.retrievegan.system:RetrieveGAN",
     "sg2im": "models.sg2im.system:Sg2im",
     "spade": "models.spade.system:Spade",
+    "trecs": "models.trecs.system:TReCS",
     "xmcgan": "models.xmcgan:XMCGAN",
 }
 # Trained before a GAN that needs them; by themselves they draw nothing.
 _PARTS = {
     "attention_captioner": "models.cpgan.captioner:AttentionCaptioner",
+    "bert_tagger": "models.trecs.bert_tagger:BertTagger",
     "co_occurrence": "models.retrievegan.co_occurrence:CoOccurrence",
     "cpgan_damsm": "models.cpgan.damsm:CPGANDAMSM",
     "damsm": "models.attngan.damsm:DAMSM",
+    "dual_encoder": "models.trecs.dual_encoder:DualEncoder",
     "grid_detector": "models.detectors.grid:GridDetectorPart",
     "stream": "models.mirrorgan.captioner:STREAM",
 }

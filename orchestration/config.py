@@ -36,7 +36,7 @@ class DataSettings(Settings):
 class TrainingSettings(Settings):
     """How long, in which portions. All lengths are in kimg: thousands of real pictures shown to the discriminator."""
 
-    kimg: float = Field(gt=0, description="length of the training")
+    kimg: float = Field(ge=0, description="length of the training; 0 for a system that has nothing to train itself")
     batch_size: int = Field(ge=2, description="global batch, over all workers and micro-batches")
     micro_batches: int = Field(
         1,
@@ -167,6 +167,8 @@ class StageSettings(_Trained):
             raise ValueError(f"{self.system} has nothing to learn: leave its training out")
         if not gathered and self.training is None:
             raise ValueError(f"{self.system} is trained: say how under training")
+        if self.training is not None:
+            _check_length(self.system, self.model, self.training)
         return self
 
 
@@ -202,6 +204,7 @@ class Experiment(_Trained):
             )
         if self.system in gathered_names():
             raise ValueError(f"{self.system} is a part that is gathered, no system: give it under stages")
+        _check_length(self.system, self.model, training)
         before = self._closure(self.system, self.model)
         read = _read(self.system, before)
         if self.graphs is None and "graphs" in read:
@@ -248,6 +251,11 @@ class Experiment(_Trained):
         """The system or part this experiment trains."""
         return get_trainable(self.system)
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has anything to train itself, beside its parts."""
+        return bool(self.trainable.optimizers(self.model))
+
     def get_system(self) -> System[Any]:
         """The system this experiment trains; KeyError for a part."""
         return get_system(self.system)
@@ -263,6 +271,7 @@ class Experiment(_Trained):
                 "training": part.training or self.training,
                 "regions": self.regions if _looks(part.system, part.model, stages) else None,
                 "patches": self.patches if "candidates" in _read(part.system, stages) else None,
+                "narratives": self.narratives if _told(part.system, stages) else None,
                 "stages": stages,
             }
         )
@@ -277,6 +286,8 @@ class Experiment(_Trained):
     def reads_as(self) -> str:
         """16 hex digits of all that is made ready before its own training: data, captions, and trained parts."""
         used = {name for name in _OPTIONAL if getattr(self, name) is not None}
+        # Canvases are composed as the system's own settings say.
+        used |= {"model"} if "canvases" in self.trainable.reads else set()
         return short_hash(self.model_dump(mode="json", include={"system", "data", "text", "words", "stages", *used}))
 
     @property
@@ -297,9 +308,23 @@ _OPTIONAL = ("regions", "graphs", "patches", "narratives")
 """Settings that not every system has: where they are none they are no part of an identity."""
 
 
+def _check_length(system: str, model: Settings, training: TrainingSettings) -> None:
+    """ValueError where something is to be trained and has no time for it, or the other way round."""
+    learns = bool(get_trainable(system).optimizers(model))
+    if learns and not training.kimg:
+        raise ValueError(f"training.kimg is 0, and {system} is trained: set it to a length greater than 0")
+    if training.kimg and not learns:
+        raise ValueError(f"{system} has nothing to train itself: set training.kimg to 0")
+
+
 def _read(system: str, before: Mapping[str, StageSettings]) -> frozenset[str]:
     """What of the data is read by a system or part, or by a part before it."""
     return frozenset().union(*(get_part(name).reads for name in (system, *(part.system for part in before.values()))))
+
+
+def _told(system: str, before: Mapping[str, StageSettings]) -> bool:
+    """Whether a system or part, or a part before it, reads narratives."""
+    return any("narratives" in get_part(name).needs for name in (system, *(part.system for part in before.values())))
 
 
 def _looks(system: str, model: Settings, before: Mapping[str, StageSettings]) -> bool:

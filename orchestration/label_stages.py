@@ -8,6 +8,7 @@ from orchestration.data.label_maps import label_maps_stage
 from orchestration.data.label_names import LabelNames, label_names_stage
 from orchestration.data.records import Dataset
 from orchestration.data.transforms import get_transform
+from orchestration.narratives.reader import NarrativeReader
 from orchestration.stages import Stage
 
 if TYPE_CHECKING:
@@ -15,17 +16,19 @@ if TYPE_CHECKING:
 
 
 class LabelStages:
-    """The label maps of a preparation whose subject reads them."""
+    """The label maps of a preparation, and their names: those of all labelled pictures that are trained on, so that
+    every part of a pipeline knows the same."""
 
     def __init__(self, preparation: "Preparation") -> None:
         self.preparation = preparation
         given = preparation.given_encoder
-        self._given = given if isinstance(given, LabelNames) else None
+        known = given.names if isinstance(given, NarrativeReader) else given
+        self._given = known if isinstance(known, LabelNames) else None
 
     @property
     def names_stage(self) -> Stage:
         """The stage that keeps the names, for checkpoints to take along."""
-        return label_names_stage(self.preparation.dataset(self.preparation.experiment.data.train_split))
+        return label_names_stage(self.preparation.labelled(self.preparation.experiment.data.train_split))
 
     @cached_property
     def names(self) -> LabelNames:

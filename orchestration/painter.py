@@ -12,49 +12,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.contract import Batch
-from models.encoders.image import WeightsMissing
-from models.encoders.text import TextEncoder
+from models.trecs.config import TReCSConfig
 from orchestration.config import Experiment
 from orchestration.data.features import check_encodable
-from orchestration.data.graph_reader import GraphReader, Reader
+from orchestration.data.graph_reader import GraphReader
 from orchestration.data.graph_text import MOST_OBJECTS, NO_BOX, graph_text
 from orchestration.data.label_names import LabelNames
 from orchestration.data.patch_source import PatchFinder
 from orchestration.data.patches import open_bank
 from orchestration.data.records import SceneGraph, SceneObject
 from orchestration.data.transforms import get_transform
-from orchestration.data.word_encoder import WordEncoder, open_word_encoder
 from orchestration.errors import RequestError
 from orchestration.evaluation.looking import drawer
 from orchestration.evaluation.pixels import to_bytes
 from orchestration.home import Home
-from orchestration.stages import DamagedStage, Manifest, Progress, Stage, ensure, is_finished, read_manifest
-from orchestration.training.state import LABELS, NAMES, TEXT, Checkpoint, load_for_sampling, open_checkpoint
-
-
-def checkpoint_encoder(checkpoint: Checkpoint, home: Home, device: str = "cpu") -> Reader:
-    """What a checkpoint's prompts are read with: the trained encoder or the graphs' names it holds, or its pretrained
-    encoder.
-
-    Raises RequestError when that is missing.
-    """
-    if (checkpoint.folder / TEXT / LABELS).is_file():
-        return LabelNames.open(checkpoint.folder / TEXT)
-    if (checkpoint.folder / TEXT / NAMES).is_file():
-        return GraphReader.open(checkpoint.folder / TEXT)
-    if (checkpoint.folder / TEXT).is_dir():
-        return open_word_encoder(checkpoint.folder / TEXT).to(device)
-    try:
-        return TextEncoder(checkpoint.experiment.text, home.encoders).to(device)
-    except WeightsMissing as error:
-        raise RequestError(str(error)) from error
-
-
-def vocabulary_digest(encoder: Reader) -> str | None:
-    """Digest of the vocabulary that prompts are read with; None for an encoder with its own word pieces."""
-    if isinstance(encoder, LabelNames):
-        return encoder.digest
-    return encoder.vocabulary.digest if isinstance(encoder, WordEncoder | GraphReader) else None
+from orchestration.narratives.reader import NarrativeReader
+from orchestration.readers import Reader, checkpoint_encoder, vocabulary_digest
+from orchestration.stages import DamagedStage, Manifest, is_finished, read_manifest, reopen
+from orchestration.training.state import Checkpoint, load_for_sampling, open_checkpoint
 
 
 def checkpoint_patches(checkpoint: Checkpoint, home: Home) -> PatchFinder | None:
@@ -78,8 +53,8 @@ def checkpoint_patches(checkpoint: Checkpoint, home: Home) -> PatchFinder | None
             encoder = home.stages / f"{ENCODER}-{manifest.inputs[ENCODER_INPUT]}"
             if not is_finished(encoder) or not _is_encoder(read_manifest(encoder), experiment.stage(ENCODER)):
                 continue
-            bank = open_bank(_whole(folder, home))
-            return PatchFinder(bank, _whole(encoder, home), settings.prefilter, settings.candidates)
+            bank = open_bank(reopen(folder, home.stages))
+            return PatchFinder(bank, reopen(encoder, home.stages), settings.prefilter, settings.candidates)
         except DamagedStage as error:
             damaged = error
     if damaged is not None:
@@ -113,22 +88,18 @@ def _is_encoder(manifest: Manifest, part: Experiment) -> bool:
     return all(manifest.settings.get(name) == value for name, value in wanted.items())
 
 
-def _whole(folder: Path, home: Home) -> Path:
-    """A stage's folder, checked, and kept from being freed while this process lives."""
-
-    def gone(working: Path, progress: Progress) -> None:
-        raise RequestError(f"{folder} was removed just now: repeat what is making it, or name another home")
-
-    found = read_manifest(folder)
-    return ensure(Stage(found.name, found.version, found.settings, found.inputs, gone), home.stages)
-
-
 def require_words(experiment: Experiment) -> None:
     """RequestError for a system that draws nothing of words."""
-    if "labels" in experiment.trainable.reads:
+    reads, model = experiment.trainable.reads, experiment.model
+    if "labels" in reads:
         raise RequestError(
             f"{experiment.system} draws from label maps, and words alone give none: look at t2i show RUN, or draw with "
             "a system that reads words"
+        )
+    if isinstance(model, TReCSConfig) and not model.reads_words:
+        raise RequestError(
+            f"with model.labeler={model.labeler} and model.masks={model.masks} {experiment.system} draws only what a "
+            "picture with labels is of: look at t2i show RUN, or draw with a run of model.labeler=bert_on_hmm"
         )
 
 
@@ -175,6 +146,9 @@ class Painter:
     def check(self, prompt: str) -> None:
         """RequestError for a prompt that nothing can be drawn of."""
         require_words(self.experiment)
+        if isinstance(self.encoder, NarrativeReader):
+            self.encoder.check(prompt)
+            return
         if not isinstance(self.encoder, GraphReader):
             check_encodable([prompt])
             return
@@ -195,6 +169,8 @@ class Painter:
         if isinstance(self.encoder, GraphReader):
             return self.with_patches(self.encoder.conditions(prompts))
         require_words(self.experiment)
+        if isinstance(self.encoder, NarrativeReader):
+            return self.encoder.conditions(prompts)
         assert not isinstance(self.encoder, LabelNames)
         check_encodable(prompts)
         return Batch(torch.arange(len(prompts)), text=self.encoder(prompts))

@@ -31,8 +31,9 @@ def part_stage(name: str, part: Preparation, train: TrainPart | None) -> Stage:
         "model": experiment.model.model_dump(mode="json"),
         **(part.regions.settings if part.regions else {}),
     }
+    split = part.dataset(experiment.data.train_split)
     inputs = {
-        "train": part.dataset(experiment.data.train_split).digest,
+        "train": split.digest,
         "vocabulary": part.vocabulary_stage.key if part.vocabulary_stage else "none",
         **{earlier: part.part_stage(earlier).key for earlier in part.needed},
         **(part.regions.inputs if part.regions else {}),
@@ -50,9 +51,16 @@ def part_stage(name: str, part: Preparation, train: TrainPart | None) -> Stage:
         "flip": experiment.data.flip,
     }
     if part.graphs and part.graphs.reads:
-        inputs["graphs"] = part.graphs.stage(part.dataset(experiment.data.train_split)).key
+        inputs["graphs"] = part.graphs.stage(split).key
     if "objects" in part.subject.reads:
-        inputs["objects"] = part.objects_stage(part.dataset(experiment.data.train_split)).key
+        inputs["objects"] = part.objects_stage(split).key
+
+    if "features" in part.subject.reads:
+        inputs["features"] = part.captions.features_stage(split).key
+    if part.labels:
+        inputs["labels"] = part.labels.stage(split).key
+    if part.narratives and part.narratives.tagged:
+        inputs["tagged"] = part.narratives.tagged_words(split).key
 
     def run(folder: Path, progress: Progress) -> None:
         if train is None:
@@ -73,6 +81,8 @@ def _train(folder: Path, part: Preparation, train: TrainPart, run: Path, progres
     if prepared.train.objects is not None:
         write_atomically(folder / CLASSES, json.dumps(open_objects(Path(prepared.train.objects)).classes))
     _describe(folder, part, experiment.words.longest)
+    if part.narratives and part.narratives.tagged:
+        part.narratives.describe(folder)
     shutil.copyfile(checkpoint.parent.parent / PART_FIGURES, folder / PART_FIGURES)
 
 

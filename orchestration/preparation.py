@@ -14,16 +14,12 @@ from models.encoders.image import WeightsMissing
 from models.encoders.regions import DETECTOR
 from models.encoders.text import TextEncoder
 from models.registry import gathered_names, get_gathered, get_part
+from orchestration.caption_stages import CaptionStages
 from orchestration.config import Experiment
 from orchestration.data.features import (
-    INDEX_VERSION,
     Encoder,
-    open_caption_index,
-    write_caption_features,
-    write_caption_index,
 )
-from orchestration.data.features import VERSION as FEATURES_VERSION
-from orchestration.data.graph_reader import GraphReader, Reader
+from orchestration.data.graph_reader import GraphReader
 from orchestration.data.label_names import LabelNames
 from orchestration.data.objects import objects_stage
 from orchestration.data.records import Dataset
@@ -33,19 +29,22 @@ from orchestration.data.shards import ShardOptions, open_shards, write_shards
 from orchestration.data.sources import FORMATS, PREPARED, SCENES, open_source, parse_source, source_folder
 from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary, read_word_list, vocabulary_stage, word_list_stage
-from orchestration.data.word_encoder import VOCABULARY, open_word_encoder, reopening
+from orchestration.data.word_encoder import VOCABULARY, open_word_encoder
 from orchestration.errors import RequestError
 from orchestration.graph_stages import GraphStages
 from orchestration.home import Home
 from orchestration.label_stages import LabelStages
+from orchestration.narrative_stages import NarrativeStages
 from orchestration.patch_stages import PatchStages
 from orchestration.prepared import Prepared, PreparedSplit, TokenSource
+from orchestration.readers import Reader
 from orchestration.region_source import RegionSource
 from orchestration.region_stages import RegionStages
 from orchestration.requirements import choose_protocol, needs_of, require, require_weights
 from orchestration.stages import Progress, Stage, ensure, quiet
 from orchestration.training.state import Provenance
 
+LABELLED = frozenset({"images", "labels", "captions"})
 PICTURES_VERSION = 2
 # Up to so many bytes, reading raw pixels is worth more than a smaller folder.
 RAW_UP_TO = 2 * 2**30
@@ -100,6 +99,8 @@ class Preparation:
             return self._pretrained_encoder()
         if self.labels is not None:
             return self.labels.names
+        if self.narratives is not None and self.narratives.draws:
+            return self.narratives.reader
         return GraphReader.open(folder) if self.names else open_word_encoder(folder)
 
     @property
@@ -108,6 +109,8 @@ class Preparation:
         does."""
         if self.labels is not None:
             return self.labels.names.folder
+        if self.narratives is not None and self.narratives.draws:
+            return self.narratives.reader_folder
         if self.graphs and self.graphs.reads:
             return self.ensure(self.graphs.vocabulary_stage)
         return self.parts[self.text_part] if self.text_part else None
@@ -145,11 +148,11 @@ class Preparation:
         require_weights(self.experiment)
         self.check()
         text_digest = self.encoder.digest if self.drawn_from else "none"
-        vocabulary, names = self.vocabulary, self.names or (self.labels and self.labels.names)
+        vocabulary, names = self.vocabulary, self.names or self.label_names
         if self.regions is not None:
             self.regions.check_detector([train, validation])
         return Prepared(
-            self.split(train),
+            self.split(train, None if self._learns else frozenset()),
             self.split(validation),
             Provenance(train.digest, text_digest, words.digest if (words := vocabulary or names) else None),
             protocol,
@@ -160,13 +163,18 @@ class Preparation:
             self._source.settings.model_dump(mode="json") if self._source else None,
             *self._name_counts,
             str(self.home.encoders),
+            self.label_names.classes if self.label_names else (),
         )
+
+    @property
+    def _learns(self) -> bool:
+        return bool(self.experiment.trainable.optimizers(self.experiment.model))
 
     @property
     def _name_counts(self) -> tuple[int, int]:
         """How many classes and predicates the scene graphs or label maps have that it reads."""
-        if self.labels is not None:
-            return len(self.labels.names.classes), 0
+        if self.label_names is not None:
+            return len(self.label_names.classes), 0
         return (len(self.names.objects), len(self.names.relationships)) if self.names else (0, 0)
 
     def check(self) -> None:
@@ -178,6 +186,8 @@ class Preparation:
             self.regions.check(self._field, datasets)
         if self.graphs is not None:
             self.graphs.check()
+        if self.narratives is not None:
+            self.narratives.check()
         most = getattr(self.experiment.model, "classes", None)
         if "objects" in self.subject.reads and most is not None and len(self.classes) > most:
             raise RequestError(
@@ -188,7 +198,7 @@ class Preparation:
     @property
     def drawn_from(self) -> frozenset[str]:
         """What of what it reads its pictures are conditioned on; the rest is for its losses."""
-        return self.subject.reads & {"features", "graphs", "candidates", "labels"}
+        return self.subject.reads & {"features", "graphs", "candidates", "labels", "canvases"}
 
     @property
     def _splits(self) -> tuple[str, ...]:
@@ -202,7 +212,8 @@ class Preparation:
         """What its nets are built from; parts that are missing are made now."""
         classes, predicates = self._name_counts
         words = len(self.vocabulary) if self.vocabulary else 0
-        return replace(self.built_on, vocabulary_size=words, classes=classes, predicates=predicates)
+        named = self.label_names.classes if self.label_names else ()
+        return replace(self.built_on, vocabulary_size=words, classes=classes, predicates=predicates, class_names=named)
 
     @property
     def built_on(self) -> Given:
@@ -224,8 +235,16 @@ class Preparation:
         if (split, needs) not in self.opened:
             whole = self.graphs.dataset(split) if self.graphs else self.published(split)
             require(self.experiment, whole)
-            self.opened[split, needs] = whole.having(needs)
+            found = whole.having(needs)
+            self.opened[split, needs] = self.narratives.told(found) if self.narratives else found
         return self.opened[split, needs]
+
+    def labelled(self, split: str) -> Dataset:
+        """The pictures of a split that have label maps, whatever else is needed of them."""
+        key = (split, LABELLED)
+        if key not in self.opened:
+            self.opened[key] = self.published(split).having(LABELLED)
+        return self.opened[key]
 
     def published(self, split: str) -> Dataset:
         """A split as it was published. Raises RequestError."""
@@ -250,9 +269,26 @@ class Preparation:
         return self.graphs.vocabulary if self.graphs and self.graphs.reads else None
 
     @cached_property
+    def captions(self) -> CaptionStages:
+        """The captions of its data."""
+        return CaptionStages(self)
+
+    @cached_property
     def labels(self) -> LabelStages | None:
         """What every pixel shows; None where it does not read that."""
         return LabelStages(self) if "labels" in self.subject.reads else None
+
+    @property
+    def label_names(self) -> LabelNames | None:
+        """The names of label maps' classes, where it reads those, or words tagged with them."""
+        if self.labels is not None:
+            return self.labels.names
+        return self.narratives.names if self.narratives and (self.narratives.draws or self.narratives.tagged) else None
+
+    @cached_property
+    def narratives(self) -> NarrativeStages | None:
+        """What narratives are to it; None where it reads captions."""
+        return NarrativeStages(self) if "narratives" in self.subject.needs else None
 
     @cached_property
     def patches(self) -> PatchStages | None:
@@ -334,8 +370,8 @@ class Preparation:
         return PreparedSplit(
             str(self.pictures(dataset)),
             str(dataset.root),
-            str(self.captions(dataset)),
-            str(self.features(dataset)) if "features" in reads else None,
+            str(self.ensure(self.captions.index_stage(dataset))),
+            str(self.ensure(self.captions.features_stage(dataset))) if "features" in reads else None,
             tokens,
             labels,
             str(self.ensure(self.objects_stage(dataset))) if "objects" in reads else None,
@@ -343,6 +379,8 @@ class Preparation:
             str(self.graphs.folder(dataset)) if self.graphs and "graphs" in reads else None,
             self.patches.source(dataset) if self.patches and "candidates" in reads else None,
             str(self.labels.folder(dataset)) if self.labels and "labels" in reads else None,
+            str(self.ensure(self.narratives.tagged_words(dataset))) if self.narratives and "tagged" in reads else None,
+            str(self.narratives.folder(dataset)) if self.narratives and "canvases" in reads else None,
         )
 
     @cached_property
@@ -408,40 +446,6 @@ class Preparation:
             codec = "raw" if len(dataset.records) * 3 * side * side <= RAW_UP_TO else "png"
         return ShardOptions(transform.name, size, codec)
 
-    def captions(self, dataset: Dataset) -> Path:
-        """Which captions each image of a split has."""
-        return self.ensure(self.captions_stage(dataset))
-
-    def captions_stage(self, dataset: Dataset) -> Stage:
-        """The stage behind `captions`."""
-        return Stage(
-            "captions",
-            INDEX_VERSION,
-            {"split": dataset.split},
-            {"data": dataset.digest},
-            lambda folder, progress: write_caption_index(dataset, folder),
-        )
-
-    def features(self, dataset: Dataset) -> Path:
-        """Text features of a split's captions."""
-        return self.ensure(self.features_stage(dataset))
-
-    def features_stage(self, dataset: Dataset) -> Stage:
-        """The stage behind `features`. With a trained encoder its key needs no more than that part's key."""
-        trained = self.text_part if self.given_encoder is None else None
-        text = None if self.text_part else self.experiment.text.model_dump(mode="json")
-
-        def write(folder: Path, progress: Progress) -> None:
-            index = open_caption_index(self.captions(dataset))
-            assert not isinstance(self.encoder, GraphReader | LabelNames)
-            opened = reopening(self.encoder, self.home.encoders)
-            write_caption_features(index, self.encoder, folder, progress, self.processes(), opened)
-
-        encoder = self.part_stage(trained).key if trained else self.encoder.digest
-        inputs = {"data": dataset.digest, "encoder": encoder}
-        settings = {"text": text, "split": dataset.split}
-        return Stage("text-features", FEATURES_VERSION, settings, inputs, write, resumable=True)
-
     def graph(self) -> list[Stage]:
         """Every stage that this experiment needs, each after those it reads; nothing is run. Raises RequestError."""
         data, reads = self.experiment.data, self.subject.reads
@@ -452,13 +456,14 @@ class Preparation:
         for split in self._splits:
             dataset = self.dataset(split)
             pictures = self.pictures_stage(dataset)
-            found += [*([pictures] if pictures else []), self.captions_stage(dataset)]
-            found += [self.features_stage(dataset)] if "features" in reads else []
+            found += [*([pictures] if pictures else []), self.captions.index_stage(dataset)]
+            found += [self.captions.features_stage(dataset)] if "features" in reads else []
             found += [self.objects_stage(dataset)] if "objects" in reads else []
             found += self.regions.stages(dataset) if self.regions else []
             found += self.graphs.stages(dataset) if self.graphs else []
             found += self.patches.stages(dataset) if self.patches else []
             found += self.labels.stages(dataset) if self.labels else []
+            found += self.narratives.stages(dataset) if self.narratives else []
         if parse_source(data.source).kind == SCENES:
             from orchestration.evaluation.scenes_net import judge_stage, labels_stage
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from models.contract import Given
 from models.encoders.regions import RegionSettings
-from orchestration.data.batches import CaptionedPictures
+from orchestration.data.batches import CanvasStore, CaptionedPictures, TaggedStore
 from orchestration.data.features import CaptionTokens, open_caption_features, open_caption_index
 from orchestration.data.graphs import open_graphs
 from orchestration.data.label_maps import open_label_maps
@@ -54,6 +54,8 @@ class PreparedSplit:
     graphs: str | None = None
     candidates: CandidateSource | None = None
     label_maps: str | None = None
+    tagged: str | None = None
+    canvases: str | None = None
 
     def open(self) -> CaptionedPictures:
         """Memory-map it."""
@@ -75,7 +77,35 @@ class PreparedSplit:
             assert graphs is not None
             chosen = self.candidates
             candidates = CandidatePatches.open(Path(chosen.folder), Path(chosen.bank), graphs.most, chosen.count)
-        return CaptionedPictures(pictures, index, features, tokens, objects, regions, graphs, candidates, maps)
+        return CaptionedPictures(
+            pictures,
+            index,
+            features,
+            tokens,
+            objects,
+            regions,
+            graphs,
+            candidates,
+            maps,
+            self._open_tagged(),
+            self._open_canvases(),
+        )
+
+    def _open_tagged(self) -> TaggedStore | None:
+        if self.tagged is None:
+            return None
+        from orchestration.narratives.tagged_words import open_tagged_words
+
+        opened: TaggedStore = open_tagged_words(Path(self.tagged))
+        return opened
+
+    def _open_canvases(self) -> CanvasStore | None:
+        if self.canvases is None:
+            return None
+        from orchestration.narratives.canvases import open_canvases
+
+        opened: CanvasStore = open_canvases(Path(self.canvases))
+        return opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +115,7 @@ class Prepared:
     text: folder of what reads captions or graphs, which checkpoints take along: a trained part, or the graphs'
     vocabulary; None for pretrained encoders; regions: `RegionSettings` as JSON, None where salient boxes play no part;
     classes, predicates: of scene graphs or label maps, 0 where none are read; encoders: where packaged encoders are
-    unpacked.
+    unpacked; class_names: of the label maps' classes.
     """
 
     train: PreparedSplit
@@ -100,6 +130,7 @@ class Prepared:
     classes: int = 0
     predicates: int = 0
     encoders: str | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def given(self) -> Given:
@@ -107,7 +138,15 @@ class Prepared:
         regions = RegionSettings.model_validate(self.regions) if self.regions is not None else None
         folders = {name: Path(folder) for name, folder in self.parts}
         encoders = Path(self.encoders) if self.encoders else None
-        return Given(self.vocabulary_size, folders, regions, self.classes, self.predicates, encoders=encoders)
+        return Given(
+            self.vocabulary_size,
+            folders,
+            regions,
+            self.classes,
+            self.predicates,
+            encoders=encoders,
+            class_names=self.class_names,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,4 +162,6 @@ class Prepared:
             }
             splits[name] = PreparedSplit(**{**values[name], **read})
         parts = tuple((name, folder) for name, folder in values["parts"])
-        return cls(**{**values, **splits, "parts": parts, "provenance": Provenance(**values["provenance"])})
+        named = tuple(values.get("class_names", ()))
+        found = {**values, **splits, "parts": parts, "class_names": named}
+        return cls(**{**found, "provenance": Provenance(**values["provenance"])})

@@ -56,7 +56,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watcher":
-        if self.progress is not quiet:
+        if self.progress is not quiet and self.total:
             self._thread.start()
         return self
 

@@ -28,8 +28,10 @@ def require(experiment: Experiment, dataset: Dataset) -> None:
 
 
 def needs_of(experiment: Experiment) -> frozenset[str]:
-    """What every image must carry. Pictures are read caption by caption, also by parts that look at none."""
-    return get_part(experiment.system).needs | {"captions"}
+    """What every image must carry. Pictures are read caption by caption, also by parts that look at none; where
+    narratives are needed they are the captions."""
+    needs = get_part(experiment.system).needs
+    return needs if "narratives" in needs else needs | {"captions"}
 
 
 def require_weights(experiment: Experiment) -> None:

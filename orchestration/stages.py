@@ -244,6 +244,19 @@ def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
     return folder
 
 
+def reopen(folder: Path, store: Path) -> Path:
+    """The folder of a stage that is there whatever it was computed from, checked, and kept from being freed while this
+    process lives. Raises FileNotFoundError where there is none, and as `ensure`."""
+    if not is_finished(folder):
+        raise FileNotFoundError(folder)
+
+    def gone(working: Path, progress: Progress) -> None:
+        raise RequestError(f"{folder} was removed just now: repeat what is making it, or name another home")
+
+    found = read_manifest(folder)
+    return ensure(Stage(found.name, found.version, found.settings, found.inputs, gone), store)
+
+
 def _remote() -> "Remote | None":
     url = os.environ.get(REMOTE)
     if not url:

@@ -39,9 +39,8 @@ def add_to(group: click.Group) -> None:
 @click.option(
     "--scheduler",
     type=click.Choice(SCHEDULERS),
-    default="halving",
-    show_default=True,
-    help="halving: ASHA, the best go on; population: PBT, the worst copy the best; none.",
+    help="halving: ASHA, the best go on; population: PBT, the worst copy the best; none.  [default: halving; none with "
+    "several objectives, and where nothing is trained]",
 )
 @number("--seed", "Seed of the search.", 0, default=0)
 @click.option("--name", metavar="NAME", help="Name of the campaign  [default: RECIPE-HASH of all of the above]")
@@ -67,7 +66,7 @@ def tune(
     ranges: Sequence[str],
     objectives: Sequence[str],
     sampler: str,
-    scheduler: str,
+    scheduler: str | None,
     seed: int,
     name: str | None,
     storage: str | None,
@@ -134,7 +133,7 @@ def _plan(
     ranges: Sequence[str],
     objectives: Sequence[str],
     sampler: str,
-    scheduler: str,
+    scheduler: str | None,
     seed: int,
 ) -> Any:
     from orchestration.campaigns.campaign import Plan
@@ -144,14 +143,9 @@ def _plan(
 
     budget = kimg if kimg is not None else experiment.training.kimg
     grace = grace_kimg if grace_kimg is not None else budget / 4
-    experiment = experiment.replace(
-        {
-            "training.kimg": budget,
-            "training.checkpoint_kimg": grace,
-            "training.picture_kimg": grace,
-            "evaluation.every_kimg": grace,
-        }
-    )
+    compared = ("training.checkpoint_kimg", "training.picture_kimg", "evaluation.every_kimg")
+    # What trains nothing has no lengths: it is drawn and judged once.
+    experiment = experiment.replace({"training.kimg": budget, **(dict.fromkeys(compared, grace) if grace else {})})
     narrowed = dict(pair("--range", text, "NAME=low:high or NAME=a,b,c") for text in ranges)
     try:
         space = load_space(experiment.system).choose(parameters, narrowed, experiment.model_dump(mode="json"))
@@ -166,11 +160,17 @@ def _plan(
             "grace_kimg": grace,
             "objectives": [{"figure": figure, "direction": direction or "minimize"} for figure, _, direction in wanted],
             "sampler": sampler,
-            "scheduler": scheduler if len(wanted) == 1 else "none",
+            "scheduler": _scheduler(scheduler, len(wanted), budget),
             "seed": seed,
         }
     )
     return Plan(experiment, space, settings)
+
+
+def _scheduler(asked: str | None, objectives: int, budget: float) -> str:
+    if objectives > 1:
+        return "none"
+    return asked or ("halving" if budget else "none")
 
 
 def _needs(app: App, plan: Any) -> Result:

@@ -54,10 +54,10 @@ def start_drill(experiment: Experiment, home: Path, said: Path, dies: str = "") 
     return process
 
 
-def killed_as_calm(experiment: Experiment, folder: Path, deaths: Sequence[str]) -> Home:
+def killed_as_calm(experiment: Experiment, folder: Path, deaths: Sequence[str], files: int = 6) -> Home:
     """Die in each of these in turn in one home, then end; the checkpoint is bit-equal to that of a calm home.
 
-    Returns the home of the deaths.
+    files: so many a checkpoint has at least, beside its manifest. Returns the home of the deaths.
     """
     killed, calm, said = folder / "killed", folder / "calm", folder / "said"
     for dies in deaths:
@@ -75,7 +75,7 @@ def killed_as_calm(experiment: Experiment, folder: Path, deaths: Sequence[str]) 
         {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
         for folder in folders
     )
-    assert ours.pop(MANIFEST) and theirs.pop(MANIFEST) and len(ours) > 5
+    assert ours.pop(MANIFEST) and theirs.pop(MANIFEST) and len(ours) >= files
     assert ours == theirs
     return Home(killed)
 

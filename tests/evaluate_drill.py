@@ -10,7 +10,7 @@ import torch
 from orchestration.evaluation import looking, scenes_net
 from orchestration.evaluation.evaluate import Evaluation, Request
 from orchestration.home import Home
-from orchestration.painter import checkpoint_encoder
+from orchestration.readers import checkpoint_encoder
 from orchestration.training.state import open_checkpoint
 
 SMALL_JUDGE = {"TRAIN_IMAGES": 500, "HELD_OUT_IMAGES": 50, "EPOCHS": 4}

@@ -29,8 +29,8 @@ from orchestration.evaluation.looking import Take, Untrained
 from orchestration.evaluation.plans import Plan, every_caption, one_a_caption, real_images, repeats
 from orchestration.evaluation.record import MetricRecord, by_figure, compare, from_json, noise_floor, to_json
 from orchestration.home import Home
-from orchestration.painter import checkpoint_encoder
 from orchestration.preparation import Preparation
+from orchestration.readers import checkpoint_encoder
 from orchestration.recipes import get_recipe
 from orchestration.stages import begun_folder, read_records
 from orchestration.tracking import Tracker

@@ -22,9 +22,10 @@ from orchestration.evaluation import scenes_net
 from orchestration.evaluation.evaluate import Evaluation, Request
 from orchestration.evaluation.record import MetricRecord
 from orchestration.home import Home
-from orchestration.painter import Painter, checkpoint_encoder
+from orchestration.painter import Painter
 from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared
+from orchestration.readers import checkpoint_encoder
 from orchestration.stage_graph import read_graph as read_stage_graph
 from orchestration.stages import is_finished
 from orchestration.training.state import Checkpoint, open_checkpoint

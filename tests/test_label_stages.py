@@ -16,9 +16,10 @@ from orchestration.data.label_names import LabelNames
 from orchestration.errors import RequestError
 from orchestration.evaluation.looking import drawer
 from orchestration.home import Home
-from orchestration.painter import Painter, checkpoint_encoder, vocabulary_digest
+from orchestration.painter import Painter
 from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared
+from orchestration.readers import checkpoint_encoder, vocabulary_digest
 from orchestration.recipes import get_recipe
 from orchestration.training.state import LABELS, TEXT, Checkpoint, load_for_sampling, open_checkpoint
 from tests.cascade_drill import train

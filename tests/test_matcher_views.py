@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.contract import Batch
-from models.encoders.text import quiet_loading
+from models.encoders.text import TextEncoder, TextEncoderSettings, quiet_loading
 from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import Vocabulary
-from orchestration.data.word_encoder import describe_part
+from orchestration.data.word_encoder import describe_part, opening
 from orchestration.errors import RequestError
 from orchestration.evaluation.matcher_views import (
     CaptionerView,
@@ -35,6 +35,7 @@ from orchestration.evaluation.r_precision import RPrecision
 from orchestration.evaluation.recall import Recall
 from orchestration.training.state import build_nets
 from tests.tiny import CPU, small_pretrained_nets, tiny_experiment, tiny_given
+from tests.tiny_inputs import TINY_DIM, write_tiny_bert
 
 WORDS = Vocabulary(("<end>", "a", "bird", "blue", "boat", "red", "sea"))
 TEXTS = ("a red bird", "a blue boat", "a blue sea, red boat, a bird and a bird", "boat")
@@ -180,6 +181,70 @@ class TestMatcher:
     def test_a_caption_without_a_known_word(self, damsm: Path) -> None:
         with pytest.raises(RequestError, match="caption 'green' has none of the 6 words of the vocabulary"):
             matcher(damsm).look(pictures(1), asked(["green"]))
+
+
+class TestFeatures:
+    """A matcher that reads a frozen encoder's features, such as TReCS's dual encoder."""
+
+    @pytest.fixture(scope="class")
+    def bert(self, tmp_path_factory: pytest.TempPathFactory) -> TextEncoderSettings:
+        return TextEncoderSettings(name=str(write_tiny_bert(tmp_path_factory.mktemp("bert"))), max_tokens=9)
+
+    @pytest.fixture(scope="class")
+    def towers(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """What training leaves: no vocabulary."""
+        experiment = tiny_experiment("dual_encoder", model__text_dim=TINY_DIM)
+        folder = tmp_path_factory.mktemp("dual_encoder")
+        with small_pretrained_nets(), torch.random.fork_rng(devices=[]):
+            nets = build_nets(experiment)
+        nets["image"].longest.fill_(3.0)  # type: ignore[operator]
+        nets["text"].longest.fill_(3.0)  # type: ignore[operator]
+        for name in experiment.trainable.optimizers(experiment.model):
+            save_file(nets[name].state_dict(), folder / f"{name}.safetensors")
+        describe_part(folder, "dual_encoder", experiment.model.model_dump(mode="json"))
+        return folder
+
+    def test_it_is_what_the_part_says(self, towers: Path, bert: TextEncoderSettings, tmp_path: Path) -> None:
+        view = matcher(towers, text=opening(bert, tmp_path))
+        texts, shown = some(4), pictures(4)
+        found = view.look(shown, asked(texts))
+        with small_pretrained_nets():
+            trained = open_part(towers, CPU)
+        images = get_transform("xmcgan").normalise(shown)
+        batch = Batch(torch.arange(4), images, TextEncoder(bert, tmp_path)(texts))
+        expected = trained.part.embed(trained.nets, batch)
+        for array, embedded in zip(found.values(), expected, strict=True):
+            assert torch.allclose(torch.from_numpy(array), embedded, atol=1e-5)
+        assert len({row.tobytes() for row in found["damsm/caption"]}) == 4
+
+    def test_recall_reads_it(self, towers: Path, bert: TextEncoderSettings, tmp_path: Path) -> None:
+        view, metric = matcher(towers, text=opening(bert, tmp_path)), Recall()
+        told = asked([f"{text} and {number} sky" for number, text in enumerate(some(8))])
+        metric.update_real(Seen(told, view.look(pictures(8), told)))
+        assert {result.figure for result in metric.compute()} >= {
+            "recall/caption-to-image@1",
+            "recall/image-to-caption@1",
+        }
+
+    def test_company_changes_nothing(self, towers: Path, bert: TextEncoderSettings, tmp_path: Path) -> None:
+        view = matcher(towers, text=opening(bert, tmp_path))
+        whole, one = (view.look(pictures(53)[:count], asked(some(53)[:count])) for count in (53, 1))
+        for name, array in one.items():
+            np.testing.assert_allclose(array[0], whole[name][0], rtol=1e-6)
+
+    def test_what_reads_for_it_is_in_the_digest(
+        self, towers: Path, bert: TextEncoderSettings, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        other = write_tiny_bert(tmp_path_factory.mktemp("other"), seed=1)
+        settings = (bert, bert.model_copy(update={"max_tokens": 8}), bert.model_copy(update={"name": str(other)}))
+        assert len({matcher(towers, text=opening(one, tmp_path)).digest for one in settings}) == 3
+
+    def test_without_an_encoder(self, towers: Path, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="dual_encoder reads captions as features, and judging gives word"):
+            matcher(towers)
+        nowhere = TextEncoderSettings(name=str(tmp_path / "nowhere"))
+        with pytest.raises(RequestError, match=r"text\.name: there is no folder"):
+            matcher(towers, text=opening(nowhere, tmp_path))
 
 
 class TestCaptioner:

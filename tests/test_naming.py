@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.contract import Batch, Nets, TextFeatures, Tokens
+from orchestration.campaigns.preflight import direction_of, known_objectives
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.features import CaptionIndex, CaptionTokens
 from orchestration.data.scenes import BACKGROUNDS
@@ -23,8 +24,9 @@ from orchestration.evaluation import parts
 from orchestration.evaluation.naming import caption_overlap, content_words, named_words, naming_in_scenes
 from orchestration.evaluation.parts import PartJudge
 from orchestration.evaluation.r_precision import RPrecision
+from orchestration.evaluation.recall import KS, TO_CAPTION, TO_IMAGE
 from orchestration.evaluation.scenes_net import ATTRIBUTES, named_attributes
-from tests.tiny import held_pictures
+from tests.tiny import held_pictures, tiny_experiment
 
 IMAGES = 120
 COLOURS = ("red", "blue", "green")
@@ -214,11 +216,16 @@ class TestMatchers:
     def test_a_perfect_one(self) -> None:
         data = captioned()
         verdict = judge(Numbers(vocabulary_of(data)), data)(nets())
-        assert verdict.protocol == "r_precision/1+99"
+        assert verdict.protocol == "r_precision/1+99 recall/both-ways"
         assert verdict.samples == 110
         assert [verdict.figures[f"r_precision/1+99/top-{top}"] for top in (1, 2, 3)] == [1, 1, 1]
         assert verdict.figures["r_precision_low/1+99/top-1"] == pytest.approx(1 - 1.96**2 / (110 + 1.96**2), abs=1e-3)
-        assert len(verdict.figures) == 9
+        recalls = {f"recall/{way}@{k}" for way in (TO_IMAGE, TO_CAPTION) for k in KS}
+        assert {name for name in verdict.figures if name.startswith("recall/")} == recalls
+        assert all(verdict.figures[name] == 1 for name in recalls)
+        assert len(verdict.figures) == 9 + 3 * len(recalls)
+        known = known_objectives(tiny_experiment("damsm", evaluation__protocol="auto", evaluation__samples=110))
+        assert {f"validation/{name}" for name in verdict.figures if direction_of(f"validation/{name}")} == set(known)
 
     def test_nets_are_judged_in_evaluation_mode_and_left_as_they_were(self) -> None:
         data, given = captioned(), {"net": nn.Sequential(Drop(), Drop())}
@@ -238,11 +245,20 @@ class TestMatchers:
         data = captioned()
         verdict = judge(Numbers(vocabulary_of(data), modulo=1), data)(nets())
         assert verdict.figures["r_precision/1+99/top-3"] == 0
+        assert verdict.figures["recall/caption-to-image@100"] == verdict.figures["recall/image-to-caption@100"] == 0
+
+    def test_recall_is_that_of_the_embeddings(self) -> None:
+        """It tells numbers apart to half their range: of each picture, two images and two captions are as good."""
+        data = captioned()
+        figures = judge(Numbers(vocabulary_of(data), modulo=60), data, samples=120)(nets()).figures
+        for way in (TO_IMAGE, TO_CAPTION):
+            assert [figures[f"recall/{way}@{k}"] for k in (1, 5)] == [0, 1]
+        assert figures["recall_low/caption-to-image@5"] < 1
 
     def test_fewer_images_than_captions_are_said(self) -> None:
         data = captioned(38)
         verdict = judge(Numbers(vocabulary_of(data)), data, samples=200)(nets())
-        assert verdict.protocol == "r_precision/1+37"
+        assert verdict.protocol == "r_precision/1+37 recall/both-ways"
         assert verdict.figures["r_precision/1+37/top-1"] == 1
         assert verdict.samples == 200
 
@@ -263,7 +279,8 @@ class TestMatchers:
 
     def test_one_class_has_no_other(self) -> None:
         data = captioned(classes=1)
-        assert len(judge(Numbers(vocabulary_of(data)), data)(nets()).figures) == 9
+        figures = judge(Numbers(vocabulary_of(data)), data)(nets()).figures
+        assert sum(name.startswith("r_precision") for name in figures) == 9
 
     def test_wrong_captions_are_drawn_with_the_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data, asked = captioned(), []
@@ -317,7 +334,7 @@ class TestCaptioners:
             by = 0
 
         verdict = judge(Both(vocabulary_of(data)), data)(nets())
-        assert verdict.protocol == "r_precision/1+99 naming/caption-overlap"
+        assert verdict.protocol == "r_precision/1+99 recall/both-ways naming/caption-overlap"
         assert verdict.figures["r_precision/1+99/top-1"] == 1
         assert verdict.figures["naming/caption-overlap"] > 0.3
 

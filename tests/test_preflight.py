@@ -217,7 +217,12 @@ class TestObjectives:
 
     def test_those_of_parts(self) -> None:
         damsm, stream = (tiny_experiment(name, evaluation__protocol="auto") for name in ("damsm", "stream"))
-        assert known_objectives(damsm) == ["validation/r_precision/1+99"]
+        known = known_objectives(damsm.replace({"evaluation.samples": 60}))
+        assert known[:4] == [
+            *(f"validation/r_precision/1+59/top-{top}" for top in (1, 2, 3)),
+            "validation/recall/caption-to-image@1",
+        ]
+        assert known[-1] == "validation/recall/image-to-caption@50" and len(known) == 13
         assert known_objectives(stream)[0] == "validation/naming/scenes/background"
         photographs = stream.replace({"data.source": "coco:somewhere"})
         assert known_objectives(photographs) == ["validation/naming/caption-overlap"]
@@ -239,8 +244,9 @@ class TestObjectives:
             assert set(known) == sized
 
     def test_directions(self) -> None:
-        figures = (FID, "validation/accuracy/thing", "validation/variety/pixels", "validation/r_precision/1+99")
+        figures = (FID, "validation/accuracy/thing", "validation/variety/pixels", "validation/r_precision/1+99/top-1")
         assert [direction_of(figure) for figure in figures] == ["minimize", "maximize", None, "maximize"]
+        assert direction_of("validation/recall/image-to-caption@5") == "maximize"
 
     @pytest.mark.parametrize(
         ("figure", "direction", "said"),

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 from unittest.mock import patch
 
 import numpy as np
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.contract import Batch, CaptionReader, Given, Settings, TextFeatures, parameter_count
+from models.encoders.bert import NO_WEIGHTS, BertSettings
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.regions import DETECTOR
 from models.encoders.trunk import ImageTrunkSettings
@@ -41,6 +42,7 @@ from orchestration.data.batches import CaptionedPictures, TrainingStream
 from orchestration.data.graphs import GraphSettings
 from orchestration.data.sampler import derive_seed
 from orchestration.data.word_encoder import describe_part
+from orchestration.narratives.settings import NarrativeSettings
 from orchestration.prepared import Prepared
 from orchestration.stages import write_atomically
 from orchestration.training.loop import RunningMeans, Trainer
@@ -52,6 +54,7 @@ from tests.tiny_data import (
     LABELS,
     NAMES,
     PATCHES,
+    PIECES,
     PROVENANCE,
     REGION_DIM,
     REGIONS,
@@ -92,6 +95,10 @@ SHRUNK: dict[str, Any] = {
     "canvas_side": 8,
     "upsamplings": 3,
     "use_vae": True,
+    "transformer_dim": 8,
+    "heads": 2,
+    "joint_dim": 6,
+    "max_pieces": 16,
     # Larger than published, so that seeds and label maps show in untrained pictures.
     "init_gain": 1.0,
     # Those of an untrained box head have hardly any area.
@@ -101,8 +108,11 @@ STAND_INS: dict[type[Settings], Settings] = {
     PretrainedImageSettings: PretrainedImageSettings(side=32),
     ImageTrunkSettings: ImageTrunkSettings(name="efficientnet-lite0", weights="random", side=32),
     PerceptualSettings: PerceptualSettings(net="efficientnet-lite0", weights="random", side=32),
+    BertSettings: BertSettings(name=NO_WEIGHTS, width=8, layers=1, heads=2, inner_width=8, pieces=PIECES, positions=16),
 }
-CARRIED = frozenset({"images", "captions", "boxes", "graph", "labels"})
+CARRIED = frozenset({"images", "captions", "boxes", "graph", "labels", "narratives"})
+OF_STAGE: dict[str, dict[str, Any]] = {"bert_on_raw": {"tags": "raw"}}
+"""Settings of a part that are not the same under every name that it is trained under."""
 MOST_PARAMETERS = 300_000
 TRAINING = TrainingSettings(kimg=0.1, batch_size=16, seed=3, precision="float32")
 
@@ -126,13 +136,27 @@ def tiny_settings(config: type[Settings], defaults: Settings | None = None) -> S
 
 
 def _tiny_stages(system: str, model: Settings) -> dict[str, StageSettings]:
-    """All parts below a system, those that others need first."""
+    """All parts below a system, whatever one of its settings chooses, those that others need first."""
     found: dict[str, StageSettings] = {}
-    for stage, part in get_part(system).stages(model).items():
-        config = tiny_settings(get_part(part).Config)
+    for stage, part in (pair for choice in _choices(model) for pair in get_part(system).stages(choice).items()):
+        config = tiny_settings(get_part(part).Config).model_copy(update=OF_STAGE.get(stage, {}))
         training = None if part in gathered_names() else TRAINING
         found |= _tiny_stages(part, config) | {stage: StageSettings(system=part, model=config, training=training)}
     return found
+
+
+def _choices(model: Settings) -> Iterator[Settings]:
+    """The settings, then with each other value of a field that is a choice."""
+    yield model
+    for name, info in type(model).model_fields.items():
+        for value in get_args(info.annotation) if get_origin(info.annotation) is Literal else ():
+            yield model.model_copy(update={name: value})
+
+
+def learns(name: str) -> bool:
+    """Whether a system or part has anything to train itself."""
+    trainable = get_trainable(name)
+    return bool(trainable.optimizers(tiny_settings(trainable.Config)))
 
 
 def tiny_experiment(name: str, **changes: object) -> Experiment:
@@ -150,8 +174,9 @@ def tiny_experiment(name: str, **changes: object) -> Experiment:
         regions=REGIONS if looks else None,
         graphs=GraphSettings() if "graphs" in trainable.reads else None,
         patches=PATCHES if "candidates" in trainable.reads else None,
+        narratives=NarrativeSettings() if "narratives" in trainable.needs else None,
         stages=stages,
-        training=TRAINING,
+        training=TRAINING if learns(name) else TRAINING.model_copy(update={"kimg": 0.0}),
         evaluation=EvaluationSettings(protocol="none"),
         resources=ResourceSettings(threads=1),
     ).replace({field.replace("__", "."): value for field, value in changes.items()})
@@ -223,6 +248,8 @@ def data_for(experiment: Experiment) -> CaptionedPictures:
         data.graphs if "graphs" in reads else None,
         data.candidates if "candidates" in reads else None,
         data.labels if "labels" in reads else None,
+        data.tagged if "tagged" in reads else None,
+        data.canvases if "canvases" in reads else None,
     )
 
 
@@ -241,7 +268,8 @@ def tiny_given(experiment: Experiment) -> Given:
 def _given(experiment: Experiment, words: int) -> Given:
     parts = {name: experiment.stage(name) for name in experiment.needed}
     folders = {name: _untrained(part, words) for name, part in parts.items()}
-    return Given(words, folders, experiment.regions, len(NAMES.objects), len(NAMES.relationships))
+    sizes = len(NAMES.objects), len(NAMES.relationships)
+    return Given(words, folders, experiment.regions, *sizes, class_names=LABELS)
 
 
 def _untrained(part: Experiment, words: int) -> Path:
@@ -387,13 +415,14 @@ def tiny_job(folder: Path, experiment: Experiment, protocol: str = "none") -> Jo
         text = str(folder / "names")
         Path(text).mkdir()
         write_atomically(Path(text) / GRAPH_NAMES, json.dumps(asdict(NAMES)))
-    if "labels" in experiment.trainable.reads:
+    if experiment.trainable.reads & {"labels", "canvases"}:
         text = str(folder / "names")
         Path(text).mkdir()
         write_atomically(Path(text) / LABEL_NAMES, json.dumps({"classes": LABELS}))
     regions = experiment.regions.model_dump(mode="json") if experiment.regions else None
     sizes = given.classes, given.predicates
     prepared = Prepared(
-        train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text, regions, *sizes
-    )
+        train, validation, PROVENANCE, protocol, None, given.vocabulary_size, parts, text, regions, *sizes,
+        class_names=given.class_names,
+    )  # fmt: skip
     return Job(experiment, prepared, str(folder / "run"), 1)

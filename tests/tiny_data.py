@@ -19,7 +19,7 @@ from models.encoders.regions import RegionSettings
 from orchestration.config import (
     PatchSettings,
 )
-from orchestration.data.batches import CaptionedPictures
+from orchestration.data.batches import CanvasStore, CaptionedPictures, TaggedStore
 from orchestration.data.candidates import write_candidates
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
 from orchestration.data.graphs import StoredGraphs, graphs_stage
@@ -43,6 +43,12 @@ from orchestration.data.scene_graphs import GraphVocabulary
 from orchestration.data.shards import ShardOptions, write_shards
 from orchestration.data.transforms import TRANSFORMS
 from orchestration.data.vocabulary import Vocabulary, save_vocabulary
+from orchestration.narratives.canvases import ARRAYS as CANVAS_ARRAYS
+from orchestration.narratives.canvases import About as CanvasesAbout
+from orchestration.narratives.canvases import StoredCanvases
+from orchestration.narratives.runs import to_runs
+from orchestration.narratives.tagged_words import ARRAYS as TAGGED_ARRAYS
+from orchestration.narratives.tagged_words import StoredTaggedWords
 from orchestration.prepared import CandidateSource, PreparedSplit, TokenSource
 from orchestration.stages import quiet
 from orchestration.training.state import Provenance
@@ -52,6 +58,8 @@ REGIONS = RegionSettings(count=4)
 PATCHES = PatchSettings(candidates=6, side=16, prefilter=PreFilterSettings(k=20))
 NAMES = GraphVocabulary(("cat", "dog", "grass"), (), ("left of", "on"))
 LABELS = ("cat", "dog", "grass")
+STUFF = (False, False, True)
+PIECES, LONGEST_TAGGED = 40, 12
 PROVENANCE = Provenance("d" * 64, "e" * 64)
 
 
@@ -83,6 +91,8 @@ def tiny_data(images: int = 24, text_dim: int = 8, resolution: int = 32, seed: i
         graphs,
         HeldCandidates(image_ids, graphs.most, seed),
         _some_labels(np.random.default_rng((seed, 2)), image_ids, pictures),
+        _some_tagged(np.random.default_rng((seed, 3)), captions),
+        _some_canvases(np.random.default_rng((seed, 4)), np.repeat(image_ids, np.diff(starts)), resolution),
     )
 
 
@@ -151,8 +161,43 @@ def _some_labels(random: np.random.Generator, image_ids: NDArray[np.int64], pict
     labels = np.repeat(stripes, side // 8, 1)[:, :, None].repeat(side, 2)
     maps = np.stack([labels, np.where(labels < 2, 1 + labels, 0)], 1).astype(np.uint8)
     stored, starts = np.full((images, 2), side, np.int64), 2 * side * side * np.arange(images + 1, dtype=np.int64)
-    stuff = (False, False, True)
-    return StoredLabelMaps(image_ids, LABELS, stuff, stored, starts, maps.reshape(-1), pictures.transform, side)
+    return StoredLabelMaps(image_ids, LABELS, STUFF, stored, starts, maps.reshape(-1), pictures.transform, side)
+
+
+def _some_tagged(random: np.random.Generator, narratives: int) -> StoredTaggedWords:
+    """Four pieces a narrative or more, marks included; a word begins at the first and at half of the others, and has a
+    label more often than not."""
+    counts = random.integers(4, 1 + LONGEST_TAGGED, narratives)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    total = int(starts[-1])
+    first = random.random(total) < 0.5
+    first[starts[:-1] + 1] = True
+    first[starts[:-1]] = first[starts[1:] - 1] = False
+    labels = np.where(first & (random.random(total) < 0.8), random.integers(0, len(LABELS), total), -1)
+    pieces = random.integers(4, PIECES, total).astype(np.int32)
+    return StoredTaggedWords(pieces, first, labels.astype(np.int32), starts, LONGEST_TAGGED)
+
+
+def _some_canvases(random: np.random.Generator, image_ids: NDArray[np.int64], side: int) -> StoredCanvases:
+    """Bands of all classes and of none, one of them in front of the others as a thing."""
+    labels = random.integers(0, len(LABELS) + 1, (len(image_ids), side // 4, 1)).repeat(4, 1).repeat(side, 2)
+    instances = np.zeros_like(labels)
+    labels[:, side // 4 : side // 2, side // 4 :] = 1
+    instances[:, side // 4 : side // 2, side // 4 :] = 1
+    runs = [to_runs(*layers) for layers in zip(labels, instances, strict=True)]
+    counts = [len(lengths) for _, lengths in runs]
+    about = CanvasesAbout(1, PROVENANCE.data_digest, side, LABELS, STUFF, len(runs), len(runs), sum(counts))
+    numbers = np.concatenate([found for found, _ in runs], 1)
+    return StoredCanvases(
+        Path("tiny"),
+        about,
+        image_ids,
+        np.arange(len(runs), dtype=np.int64),
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        numbers[0],
+        numbers[1],
+        np.concatenate([lengths for _, lengths in runs]),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +294,8 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
     if maps and data.labels:
         maps.mkdir()
         label_maps_stage(dataset, TRANSFORMS["attngan"], side, LABELS).run(maps, quiet)
+    tagged = None if data.tagged is None else _write_tagged(folder / "tagged", data.tagged)
+    canvases = None if data.canvases is None else _write_canvases(folder / "canvases", data.canvases)
     return PreparedSplit(
         str(pictures),
         str(published),
@@ -260,7 +307,28 @@ def write_split(folder: Path, data: CaptionedPictures) -> PreparedSplit:
         graphs=str(graphs) if graphs else None,
         candidates=candidates,
         label_maps=str(maps) if maps else None,
+        tagged=tagged,
+        canvases=canvases,
     )
+
+
+def _write_tagged(folder: Path, tagged: TaggedStore) -> str:
+    assert isinstance(tagged, StoredTaggedWords)
+    folder.mkdir()
+    for name in TAGGED_ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(tagged, name))
+    about = {"format": 1, "narratives": len(tagged), "pieces": len(tagged.pieces), "longest": tagged.longest}
+    (folder / "tagged_words.json").write_text(json.dumps(about))
+    return str(folder)
+
+
+def _write_canvases(folder: Path, canvases: CanvasStore) -> str:
+    assert isinstance(canvases, StoredCanvases)
+    folder.mkdir()
+    for name in CANVAS_ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(canvases, name))
+    (folder / "canvases.json").write_bytes(msgspec.json.encode(canvases.about))
+    return str(folder)
 
 
 class _Described(EncodedObjects):
@@ -305,7 +373,7 @@ def _labelled(labels: StoredLabelMaps, place: int) -> dict[str, Any]:
 
 def _graph(graphs: StoredGraphs, place: int) -> SceneGraph:
     """The scene graph of a picture as it is published."""
-    things = []
+    things: list[SceneObject] = []
     for row in range(graphs.starts[place], graphs.starts[place + 1]):
         left, top, right, bottom = graphs.boxes[row].tolist()
         box = (left, top, right - left, bottom - top)

@@ -18,7 +18,6 @@ from models.attngan.damsm import evaluating, known_words, load_fitting
 from models.blocks.noise import drop
 from models.contract import (
     NOTHING,
-    PART,
     AdamSettings,
     AverageSettings,
     Batch,
@@ -35,6 +34,7 @@ from models.contract import (
 )
 from models.encoders.regions import DETECTOR
 from models.losses.captioning import caption_loss, word_accuracy
+from models.parts import PART
 from models.precision import at_least_float32
 
 STAGE = "captioner"

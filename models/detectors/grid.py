@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from models.blocks.norm import BatchNorm
 from models.contract import (
     NOTHING,
-    PART,
     AdamSettings,
     AverageSettings,
     Batch,
@@ -31,7 +30,6 @@ from models.contract import (
     Phase,
     Settings,
     StepContext,
-    part_settings,
 )
 from models.detectors.boxes import corners, greedy_nms
 from models.detectors.contract import Detections, file_digest, one_by_one
@@ -39,6 +37,7 @@ from models.detectors.framing import Frame, check_pictures
 from models.detectors.grid_loss import GridPrediction, cell_centres, detector_objective
 from models.encoders.image import WeightsMissing, existing, fill
 from models.parallel import one_thread
+from models.parts import PART, part_settings
 from models.precision import at_least_float32
 
 STAGE, NET = "grid_detector", "detector"

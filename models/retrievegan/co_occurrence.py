@@ -21,7 +21,6 @@ from models.blocks.layout import crop_boxes
 from models.blocks.norm import BatchNorm
 from models.contract import (
     NOTHING,
-    PART,
     AdamSettings,
     AverageSettings,
     Batch,
@@ -32,9 +31,9 @@ from models.contract import (
     Settings,
     StageMissing,
     StepContext,
-    part_settings,
 )
 from models.parallel import OneRank, Ranks, mean_over_ranks
+from models.parts import PART, part_settings
 from models.precision import at_least_float32
 from models.retrievegan.retrieval import Distance, distances, random_places
 

@@ -6,8 +6,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.blocks.graphs import GraphEncoder
-from models.contract import PART, part_settings
 from models.encoders.image import WeightsMissing, existing
+from models.parts import PART, part_settings
 from models.sg2im.config import Sg2imConfig
 
 PREFIX = "encoder."

@@ -43,3 +43,13 @@ class TReCSConfig(Settings):
         "box", description="the middle that is put on the trace's: of the box around a mask, or of its pixels. Open"
     )
     resolution: Literal[32, 64, 128, 256] = Field(256, description="side of canvas and picture in pixels (256)")
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether a narrative alone is enough, without a picture's own labels."""
+        return self.labeler != "raw" and self.masks == "retrieved"
+
+    @property
+    def tagger(self) -> str | None:
+        """The stage of the trained tagger, where it has one."""
+        return self.labeler if self.labeler.startswith("bert") and self.masks == "retrieved" else None

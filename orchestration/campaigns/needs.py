@@ -32,6 +32,7 @@ from orchestration.data.scenes.write import is_complete
 from orchestration.data.sources import SCENES, parse_source
 from orchestration.data.transforms import get_transform
 from orchestration.errors import RequestError
+from orchestration.evaluation.looking import DRAW_BATCH
 from orchestration.home import Home
 from orchestration.preparation import Preparation
 from orchestration.stages import is_finished
@@ -45,6 +46,11 @@ ACTIVATIONS = 5.0
 """What all phases hold for backward, over what the generator's forward alone does.
 
 Measured as the growth of the process from batch 32 to 128: 3.2 for XMC-GAN, 5.8 for MirrorGAN with its frozen trunk.
+"""
+DRAWING = 5.0
+"""What drawing without backward holds at a time, over the largest map of the forward.
+
+Measured as the growth of the process while it drew: 1.8 and 4.4 for SPADE, 4.2 and 5.1 for CC-FPSE.
 """
 WORDS = 27_297
 """A vocabulary's size where the data's own is not known yet: that of COCO (AttnGAN's released captions.pickle)."""
@@ -102,9 +108,10 @@ def free_memory(root: Path = Path("/")) -> float:
     return min(found)
 
 
-def _given() -> Given:
+def _given(base: Experiment) -> Given:
     """Stands in for what the data will say."""
-    return Given(WORDS, classes=CLASSES, predicates=PREDICATES)
+    parts = {name: stage.model for name, stage in base.stages.items()}
+    return Given(WORDS, classes=CLASSES, predicates=PREDICATES, parts=parts)
 
 
 def _zeros(net: nn.Module) -> nn.Module:
@@ -119,7 +126,7 @@ def _zeros(net: nn.Module) -> nn.Module:
 def _conditions(base: Experiment) -> Batch:
     """One picture's: a label map, or as many objects as sg2im takes of COCO, each with all of its candidates."""
     most = OBJECTS
-    if "labels" in base.trainable.reads:
+    if base.trainable.reads & {"labels", "canvases"}:
         side = base.trainable.resolution(base.model)
         flat = torch.zeros(1, side, side, dtype=torch.int64)
         return Batch(torch.zeros(1, dtype=torch.int64), labels=LabelMaps(flat, flat))
@@ -149,7 +156,7 @@ class Needs:
     @cached_property
     def _nets(self) -> dict[str, nn.Module]:
         with torch.device("meta"):
-            return self.base.trainable.build(self.base.model, _given())
+            return self.base.trainable.build(self.base.model, _given(self.base))
 
     @cached_property
     def memory(self) -> dict[str, float]:
@@ -173,16 +180,18 @@ class Needs:
 
     @property
     def _activations(self) -> float:
-        """Of a worker's micro-batch; 0 for a part, which does not draw."""
+        """Of a worker's micro-batch; 0 for a part, which does not draw. What learns nothing draws to be judged."""
         base, training = self.base, self.base.training
         if not hasattr(base.trainable, "sample"):
             return 0.0
         count = training.batch_size // (training.micro_batches * base.resources.workers)
         nets, pictures = self._nets, count
-        if base.trainable.reads & {"graphs", "labels"}:
+        if base.trainable.reads & {"graphs", "labels", "canvases"}:
             # How many objects there are decides the shapes, which no meta tensor says: one picture, by nets of zeros.
             pictures = 1
             nets = {name: _zeros(net) for name, net in nets.items() if name in base.trainable.averages(base.model)}
+            for net in nets.values() if not base.learns else ():
+                net.requires_grad_(True)  # or no map of a frozen net would be seen
             conditions = _conditions(base)
         else:
             width = base.trainable.text_dim(base.model)
@@ -200,9 +209,12 @@ class Needs:
             drawn = base.get_system().sample(nets, base.model, conditions, range(pictures))
         own = {_address(tensor) for net in nets.values() for tensor in (*net.parameters(), *net.buffers())}
         found = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in [*kept, drawn]}
+        sizes = [size for address, size in found.items() if address not in own]
+        if not base.learns:
+            return DRAWING * DRAW_BATCH * max(sizes, default=0) / pictures
         half = training.precision == "bfloat16" or (training.precision == "auto" and self.uses_gpu)
         share = ACTIVATIONS / 2 if half else ACTIVATIONS
-        return share * count / pictures * sum(size for address, size in found.items() if address not in own)
+        return share * count / pictures * sum(sizes)
 
     @cached_property
     def checkpoint_bytes(self) -> float:
@@ -220,7 +232,7 @@ class Needs:
             if isinstance(get_part(stage.system), CaptionReader):
                 part = get_trainable(stage.system)
                 with torch.device("meta"):
-                    nets = part.build(stage.model, _given())
+                    nets = part.build(stage.model, _given(self.base))
                 return sum(_bytes(nets[net]) for net in part.optimizers(stage.model))
         return 0.0
 
@@ -287,7 +299,8 @@ class Needs:
 
     @property
     def hours(self) -> float | None:
-        return None if self.speed is None else self.kimg * 1000 / self.speed / self.at_once / 3600
+        """Of training: None where nothing is trained, or nothing like it was before."""
+        return None if self.speed is None or not self.kimg else self.kimg * 1000 / self.speed / self.at_once / 3600
 
 
 def _likeness(experiment: Experiment) -> tuple[str, int, int]:

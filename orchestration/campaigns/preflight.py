@@ -19,6 +19,8 @@ from orchestration.config import Experiment
 from orchestration.data.sources import SCENES, parse_source
 from orchestration.errors import RequestError
 from orchestration.evaluation.feature_views import FEATURES, NETS
+from orchestration.evaluation.r_precision import TOPS
+from orchestration.evaluation.recall import KS, TO_CAPTION, TO_IMAGE
 from orchestration.evaluation.scenes_net import ATTRIBUTES
 from orchestration.evaluation.tables import better
 from orchestration.home import Home
@@ -113,7 +115,9 @@ def known_objectives(experiment: Experiment) -> list[str]:
     if protocol == PART_PROTOCOL:
         part = experiment.trainable
         if isinstance(part, Matcher):
-            names.append(f"r_precision/1+{min(99, samples - 1)}")
+            others = min(99, samples - 1)
+            names += [f"r_precision/1+{others}/top-{top}" for top in TOPS if top <= others]
+            names += [f"recall/{way}@{k}" for way in (TO_IMAGE, TO_CAPTION) for k in KS if k < samples]
         if isinstance(part, Captioner):
             scenes_names = [f"naming/scenes/{name}" for name in ATTRIBUTES]
             names += scenes_names if generated else ["naming/caption-overlap"]
@@ -278,6 +282,8 @@ def _memory(needs: "Needs", has: Resources, asked: str, lower: str) -> Iterator[
 
 
 def _duration(needs: "Needs", hours: float | None) -> Line:
+    if not needs.kimg:
+        return Line("hours", "unknown", note="nothing is trained in a trial itself; it is made ready, drawn and judged")
     note = f"{needs.kimg:g} kimg of {needs.settings.trials} trials, without judging"
     if hours is None:
         return Line("hours", "unknown", note=f"{note}; nothing like it was trained in this home")

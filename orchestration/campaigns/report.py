@@ -255,7 +255,8 @@ def _reached(told: Told, trial: Trial) -> list[Standing | None]:
 
 def _cards(told: Told) -> list[dict[str, Any]]:
     """The best trials with what they drew, and the paper's."""
-    order = [trial for trial in told.ranked if trial.kimg > 0 and trial.state not in ENDED_BADLY]
+    drawn = [trial for trial in told.ranked if trial.kimg > 0 or trial.state == State.FINISHED]
+    order = [trial for trial in drawn if trial.state not in ENDED_BADLY]
     chosen = order[:BEST_SHOWN]
     chosen += [trial for trial in order[BEST_SHOWN:] if trial.origin == "paper"]
     front = {trial.number for trial in best(told.trials, told.settings)}
@@ -286,6 +287,8 @@ def _table(told: Told) -> list[dict[str, Any]]:
 
 
 def _curves(told: Told) -> Iterator[Plot]:
+    if not told.settings.budget_kimg:
+        return  # judged once, at 0
     for objective in told.settings.objectives:
         found = []
         for trial in told.ranked:

@@ -78,7 +78,10 @@ def _is_whole(line: MetricsLine) -> bool:
 
 
 def _seconds(lines: list[MetricsLine]) -> float:
-    """Pictures between two entries of speed, by that speed: the clock of the run, whatever it waited in between."""
+    """Pictures between two entries of speed, by that speed: the clock of the run, whatever it waited in between. Of a
+    run that trained nothing, from its first record to its last."""
+    if lines and not any(line["images"] for line in lines):
+        return max(line["time"] for line in lines) - min(line["time"] for line in lines)
     seconds, before = 0.0, 0
     for line in lines:
         speed = line["metrics"].get(SPEED)

@@ -104,13 +104,22 @@ def make_plan(table: Table, scale: Scale, options: Options = Options()) -> Plan:
     bases = {recipe: apply_assignments(base, options.assignments) for recipe, base in bases.items()}
     # Seed by seed: a whole table of one training a row comes first.
     units = [
-        Unit(row, recipe, seed, base.replace({**table.rows[row].changes, "training.seed": base.training.seed + seed}))
+        Unit(row, recipe, seed, base.replace({**table.rows[row].changes, **_seeded(base, seed)}))
         for seed in range(seeds)
         for recipe, base in bases.items()
         for row in rows
     ]
     measures = measures_of(table, scale, list(bases))
     return Plan(table, scale, rows, seeds, tuple(units), tuple(measures), dict(options.weights), options.workers)
+
+
+def _seeded(base: Experiment, seed: int) -> dict[str, Any]:
+    """The fields of one of several trainings. Parts are shared by all, but where nothing else is trained."""
+    changes = {"training.seed": base.training.seed + seed}
+    for name, stage in base.stages.items() if not base.learns else ():
+        if stage.training is not None:
+            changes[f"stages.{name}.training.seed"] = stage.training.seed + seed
+    return changes
 
 
 def _chosen_rows(table: Table, names: Sequence[str]) -> tuple[str, ...]:
@@ -256,7 +265,7 @@ def _report(
             kept = tuple(record for record in found if record is not None)
             if kept:
                 cells[row, place] = Cell(kept)
-    shared = tuple(dict.fromkeys(name for unit in plan.units for name in unit.experiment.stages))
+    shared = tuple(dict.fromkeys(name for one in plan.units if one.experiment.learns for name in one.experiment.stages))
     return Report(plan.table, plan.scale, plan.measures, plan.rows, plan.seeds, tuple(runs), cells, shared, seconds)
 
 
@@ -289,9 +298,10 @@ def check_ready(plan: Plan, home: Home, progress: Progress = quiet) -> None:
             data = experiment.data
             for split in dict.fromkeys((data.train_split, data.validation_split, data.test_split)):
                 preparation.dataset(split)
-        if "features" in experiment.trainable.reads and preparation.text_part is None and experiment.text not in texts:
-            texts.add(experiment.text)
-            _ = preparation.encoder
+        for reader in (preparation, *map(preparation.below, preparation.needed)):
+            if "features" in reader.subject.reads and reader.text_part is None and experiment.text not in texts:
+                texts.add(experiment.text)
+                _ = reader.encoder
         if plan.scale.published and unit.recipe not in judged:
             _check_weights(plan, unit, preparation)
         judged.add(unit.recipe)
@@ -300,7 +310,7 @@ def check_ready(plan: Plan, home: Home, progress: Progress = quiet) -> None:
 def _check_weights(plan: Plan, unit: Unit, preparation: Preparation) -> None:
     experiment, request = unit.experiment, plan.request(unit.recipe)
     dataset = preparation.dataset(experiment.data.test_split)
-    captions = preparation.captions(dataset)
+    captions = preparation.ensure(preparation.captions.index_stage(dataset))
     weights = {**experiment.resources.weights, **request.weights}
     # Pixels and features are not made ready yet, and no metric of real pictures reads them when it is opened.
     split = PreparedSplit("", str(dataset.root), str(captions), None, None, None)

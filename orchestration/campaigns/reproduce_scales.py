@@ -173,7 +173,7 @@ def base_experiments(table: Table, scale: Scale, data: Sequence[str] = ()) -> di
         changes |= dict.fromkeys(_fields_named(experiment, "resolution"), scale.resolution)
     if scale.source is not None:
         changes["data.source"] = scale.source
-    if scale.kimg is not None:
+    if scale.kimg is not None and experiment.learns:
         changes["training.kimg"] = scale.kimg
         changes |= {f"training.{what}_kimg": scale.kimg for what in ("checkpoint", "picture")}
     if scale.part_kimg is not None:

@@ -30,7 +30,9 @@ class CampaignSettings(Settings):
 
     trials: int = Field(ge=1, description="points that are tried; of a population, its members")
     concurrent: int = Field(1, ge=1, description="trials that train at the same time")
-    budget_kimg: float = Field(gt=0, description="length of a whole trial")
+    budget_kimg: float = Field(
+        ge=0, description="length of a whole trial; 0 where nothing is trained in one, beside the parts"
+    )
     objectives: tuple[Objective, ...] = Field(min_length=1, description="several give a Pareto front")
     sampler: Literal["tpe", "random", "grid", "cmaes"] = Field("tpe", description="how Optuna proposes points")
     scheduler: Literal["halving", "population", "none"] = Field(
@@ -38,7 +40,9 @@ class CampaignSettings(Settings):
         description="halving: ASHA, only the best at each rung go on; population: PBT, the worst copy the best and "
         "change their values; none: every trial has the whole budget",
     )
-    grace_kimg: float = Field(gt=0, description="halving: length of the first rung; population: of a generation")
+    grace_kimg: float = Field(
+        ge=0, description="halving: length of the first rung; population: of a generation; 0 where the budget is"
+    )
     reduction: int = Field(2, ge=2, description="halving: one in so many goes on")
     quantile: float = Field(0.25, gt=0, le=0.5, description="population: the share that copies, and that is copied")
     seed: int = Field(0, ge=0, lt=2**31, description="of proposals and changes")
@@ -46,7 +50,14 @@ class CampaignSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.grace_kimg > self.budget_kimg:
+        if not self.budget_kimg and self.scheduler != "none":
+            raise ValueError(
+                f"trials of 0 kimg are whole at once and {self.scheduler} would compare them on the way: use "
+                "--scheduler none"
+            )
+        if not self.budget_kimg and self.grace_kimg:
+            raise ValueError(f"trials of 0 kimg have no grace of {self.grace_kimg:g} kimg: leave --grace-kimg out")
+        if self.budget_kimg and not 0 < self.grace_kimg <= self.budget_kimg:
             raise ValueError(
                 f"grace {self.grace_kimg:g} kimg must be above 0 and at most the trial's {self.budget_kimg:g} kimg"
             )

@@ -1,5 +1,6 @@
 """Batches by position: the samples of the global batch at any point of training, or a rank's part of them."""
 
+from collections.abc import Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -8,7 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Candidates, Graphs, LabelMaps, Objects, Regions, TextFeatures, Tokens
+from models.contract import (
+    Batch,
+    Candidates,
+    Graphs,
+    LabelMaps,
+    Objects,
+    Regions,
+    TaggedWords,
+    TextFeatures,
+    Tokens,
+)
 from orchestration.data.features import CaptionFeatures, CaptionIndex, CaptionTokens
 from orchestration.data.graphs import StoredGraphs
 from orchestration.data.label_maps import StoredLabelMaps
@@ -35,13 +46,38 @@ class CandidateStore(Protocol):
         ...
 
 
+class TaggedStore(Protocol):
+    """The captions of a split as a tagger reads them."""
+
+    def __len__(self) -> int:
+        """How many captions."""
+        ...
+
+    def take(self, captions: NDArray[np.int64]) -> TaggedWords:
+        """Of B captions, by their places in the index."""
+        ...
+
+
+class CanvasStore(Protocol):
+    """The label maps that were composed for the captions of a split."""
+
+    def __len__(self) -> int:
+        """How many captions."""
+        ...
+
+    def take(self, captions: NDArray[np.int64]) -> LabelMaps:
+        """Of B captions, by their places in the index."""
+        ...
+
+
 class CaptionedPictures:
     """Pixels and captions of one split: the images that have both, in the order of the captions.
 
     pictures: may hold more images; index: every one of its images must be in `pictures` and have a caption; features,
     tokens: how systems read the captions of the index, None where none does; objects, regions, graphs, candidates,
-    labels: of the index's images, None where no system reads them; there may be regions of more images. Raises RunError
-    or RequestError where that does not hold.
+    labels: of the index's images, None where no system reads them; there may be regions of more images. tagged,
+    canvases: of the captions; where there are canvases they are the label maps, whatever cut of a picture is shown.
+    Raises RunError or RequestError where that does not hold.
     """
 
     def __init__(
@@ -55,10 +91,13 @@ class CaptionedPictures:
         graphs: StoredGraphs | None = None,
         candidates: "CandidateStore | None" = None,
         labels: StoredLabelMaps | None = None,
+        tagged: TaggedStore | None = None,
+        canvases: CanvasStore | None = None,
     ) -> None:
         self.pictures, self.index, self.features, self.tokens = pictures, index, features, tokens
         self.objects, self.regions = objects, regions and regions.of(index.image_ids)
         self.graphs, self.candidates, self.labels = graphs, candidates, labels
+        self.tagged, self.canvases = tagged, canvases
         place = {image_id: row for row, image_id in enumerate(pictures.image_ids.tolist())}
         try:
             self._rows = np.array([place[image_id] for image_id in index.image_ids.tolist()], np.int64)
@@ -66,10 +105,16 @@ class CaptionedPictures:
             raise RunError(
                 "pictures and captions were prepared from different data: delete the stages folder and repeat"
             ) from error
-        if features is not None and len(features.rows) != len(index.texts):
-            raise RunError(
-                "captions and features were prepared from different data: delete the stages folder and repeat"
-            )
+        by_caption: dict[str, Sized | None] = {
+            "features": None if features is None else features.rows,
+            "tagged words": tagged,
+            "canvases": canvases,
+        }
+        for name, counted in by_caption.items():
+            if counted is not None and len(counted) != len(index.texts):
+                raise RunError(
+                    f"captions and {name} were prepared from different data: delete the stages folder and repeat"
+                )
         for name, stored in (
             ("objects", objects),
             ("graphs", graphs),
@@ -125,7 +170,8 @@ class CaptionedPictures:
             self.regions.batch(items) if self.regions else None,
             self.graphs.take(items) if self.graphs else None,
             self.normalised(self.candidates.take(items)) if self.candidates else None,
-            self.labels.take(items) if self.labels else None,
+            self.canvases.take(captions) if self.canvases else self.labels.take(items) if self.labels else None,
+            self.tagged.take(captions) if self.tagged else None,
         )
 
     def normalised(self, candidates: Candidates) -> Candidates:
@@ -178,6 +224,7 @@ class TrainingStream:
             loaded.graphs,
             self.data.normalised(loaded.candidates) if loaded.candidates else None,
             loaded.labels,
+            loaded.tagged,
         )
 
     def _load(self, start: int, count: int) -> "_Loaded":
@@ -186,6 +233,7 @@ class TrainingStream:
         data, index, draws = self.data, self.data.index, _draws(self.seed, positions)
         owned = index.starts[items + 1] - index.starts[items]
         captions = index.starts[items] + (mix(self.seed, CAPTION, positions) % owned.astype(np.uint64)).astype(np.int64)
+        shown = data.labels.take(items, draws, self.flip) if data.labels else None
         return _Loaded(
             data.image_ids[items],
             index.class_ids[items],
@@ -196,7 +244,8 @@ class TrainingStream:
             data.regions.batch(items) if data.regions else None,
             data.graphs.take(items, draws) if data.graphs else None,
             data.candidates.take(items) if data.candidates else None,
-            data.labels.take(items, draws, self.flip) if data.labels else None,
+            data.canvases.take(captions) if data.canvases else shown,
+            data.tagged.take(captions) if data.tagged else None,
         )
 
 
@@ -212,6 +261,7 @@ class _Loaded:
     graphs: Graphs | None
     candidates: Candidates | None
     labels: LabelMaps | None
+    tagged: TaggedWords | None
 
 
 def held_out_captions(captions: CaptionIndex, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

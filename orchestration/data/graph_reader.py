@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 
 from models.contract import Batch, Graphs
-from orchestration.data.features import Encoder
 from orchestration.data.graph_text import GraphLanguage
 from orchestration.data.graphs import graphs_of
-from orchestration.data.label_names import LabelNames
 from orchestration.data.records import Dataset
 from orchestration.data.scene_graphs import GraphVocabulary
 from orchestration.errors import RequestError
@@ -62,10 +60,6 @@ class GraphReader:
     def conditions(self, prompts: Sequence[str]) -> Batch:
         """What pictures of B scene graphs are drawn from. Raises as `graphs`."""
         return Batch(torch.arange(len(prompts)), graphs=self.graphs(prompts))
-
-
-Reader = Encoder | GraphReader | LabelNames
-"""What reads the prompts of a system."""
 
 
 def graph_vocabulary_stage(train: Dataset) -> Stage:

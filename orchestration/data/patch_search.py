@@ -5,47 +5,29 @@ in float64, and patches at the same distance come in the order of their places. 
 neighbours to the last place, and no result depends on how queries are batched, on threads or on the library's rounding.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.contract import Settings
+from orchestration.data.vector_search import IndexSettings, Propose, by_faiss, by_torch
 from orchestration.errors import RequestError
 
 MOST = 1000
 """Neighbours of a query at most: GPU indices give 2048 at once, and more than k are fetched."""
 _SPARE = 8
 _NUMBERS = 2**22  # of a temporary array
-_TRAINING = 39  # vectors that faiss wants of each list
-
-Kind = Literal["exact", "flat", "ivf", "hnsw"]
 
 
-class PreFilterSettings(Settings):
-    """How each object's candidates are found among the patches of its class.
+class PreFilterSettings(IndexSettings):
+    """How each object's candidates are found among the patches of its class, each class by an index of its own.
 
-    k: candidates of an object, not published; 10 are PasteGAN's (Li et al., 2019, released code). index: "exact" goes
-    through all by torch and "flat" by faiss, with the same result; "ivf" looks into the nearest `probes` of so many
-    `lists` (none: the root of a class's patches) and "hnsw" walks a graph of so many `neighbours` with a beam of `ef`,
-    both faster and not exact. small: classes of fewer patches (equal ones count once) are searched flat. gpu: by a GPU
-    where faiss was built for one ("flat" and "ivf"); elsewhere it changes nothing.
+    k: candidates of an object, not published; 10 are PasteGAN's (Li et al., 2019, released code). small: of patches
+    equal ones count once. The rest as `IndexSettings` has it.
     """
 
     k: int = Field(default=10, ge=1, le=MOST)
-    index: Kind = "flat"
-    lists: int | None = Field(default=None, ge=1)
-    probes: int = Field(default=8, ge=1)
-    neighbours: int = Field(default=32, ge=2)
-    ef: int = Field(default=64, ge=1)
-    small: int = Field(default=1000, ge=0)
-    gpu: bool = False
 
 
 class ByClass:
@@ -64,10 +46,6 @@ class ByClass:
         return self._order[self._bounds[at] : self._bounds[at + 1]]
 
 
-Propose = Callable[[NDArray[np.float32], int], tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Centred queries (Q,D) and a number m to rows (Q,m), -1 where there is none, and about their squared distances."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Class:
     """The patches of a class. Those with the very same feature are one row: objects of equal graphs have it, and there
@@ -75,7 +53,8 @@ class _Class:
 
     firsts: (U,) a place for each row; members: (n,) places, a row's together and ascending, row u's are bounds[u] to
     bounds[u+1]; centre: (D,) float64, what features are moved by so that their differences are not lost in rounding;
-    reach: of the longest moved one; shared: patches of one picture at most; whole: whether `propose` misses none.
+    reach: of the longest moved one; shared: patches of one picture at most; propose: for centred queries; whole:
+    whether it misses none.
     """
 
     firsts: NDArray[np.int64]
@@ -107,7 +86,7 @@ class PatchIndex:
     @property
     def device(self) -> str:
         """Where faiss searches: "gpu" or "cpu"."""
-        return "gpu" if self.settings.gpu and self.settings.index in ("flat", "ivf") and _gpus() else "cpu"
+        return self.settings.device
 
     def search(
         self,
@@ -218,59 +197,15 @@ class PatchIndex:
         rows = (features[first[order]] - centre).astype(np.float32)
         reach = float(np.linalg.norm(rows.astype(np.float64), axis=1).max())
         shared = int(np.unique(self.image_ids[places], return_counts=True)[1].max())
-        kind: Kind = self.settings.index
-        least = max(self.settings.small, 2 * _TRAINING if kind == "ivf" else 0)
-        if kind in ("ivf", "hnsw") and len(rows) < least:
-            kind = "flat"
+        kind = self.settings.kind_for(len(rows))
         firsts = places[first[order]]
-        propose = self._through_all(firsts, centre) if kind == "exact" else self._faiss(rows, kind)
+        propose = self._through_all(firsts, centre) if kind == "exact" else by_faiss(rows, self.settings, kind)
         return _Class(firsts, places[members], bounds, centre, reach, shared, propose, kind in ("exact", "flat"))
 
     def _through_all(self, firsts: NDArray[np.int64], centre: NDArray[np.float64]) -> Propose:
         """By torch, some rows at a time, which are not kept."""
-
-        def propose(queries: NDArray[np.float32], m: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            asked = torch.from_numpy(queries)
-            lengths = asked.square().sum(1, keepdim=True)
-            nearest, rows = asked.new_empty(len(asked), 0), torch.empty(len(asked), 0, dtype=torch.int64)
-            at_once = max(4096, _NUMBERS // len(asked))
-            for start in range(0, len(firsts), at_once):
-                some = self.features[firsts[start : start + at_once]]
-                others = torch.from_numpy((some - centre).astype(np.float32))
-                squares = torch.addmm(lengths + others.square().sum(1), asked, others.T, alpha=-2)
-                squares, chosen = squares.topk(min(m, len(others)), largest=False)
-                nearest, rows = torch.cat([nearest, squares], 1), torch.cat([rows, chosen + start], 1)
-                nearest, chosen = nearest.topk(min(m, nearest.shape[1]), largest=False)
-                rows = rows.gather(1, chosen)
-            return rows.numpy(), nearest.numpy()
-
-        return propose
-
-    def _faiss(self, rows: NDArray[np.float32], kind: Kind) -> Propose:
-        """By an index of faiss, with one thread: the bytes that it is built of do not depend on the cores."""
-        import faiss  # not for those who only name the settings
-
-        wanted, (count, width) = self.settings, rows.shape
-        index: Any = faiss.IndexFlatL2(width)
-        if kind == "ivf":
-            lists = min(wanted.lists or round(math.sqrt(count)), count // _TRAINING)
-            index = faiss.IndexIVFFlat(index, width, lists, faiss.METRIC_L2)
-            index.nprobe = wanted.probes
-        elif kind == "hnsw":
-            index = faiss.IndexHNSWFlat(width, wanted.neighbours, faiss.METRIC_L2)
-            index.hnsw.efSearch = wanted.ef  # or what a search is asked for, where that is more
-        if self.device == "gpu" and kind != "hnsw":
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-        with _one_faiss_thread():
-            index.train(rows)
-            index.add(rows)
-
-        def propose(queries: NDArray[np.float32], m: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-            with _one_faiss_thread():
-                squares, found = index.search(queries, m)
-            return found, squares
-
-        return propose
+        moved = lambda some: (self.features[firsts[some]] - centre).astype(np.float32)  # noqa: E731
+        return by_torch(moved, len(firsts), numbers=_NUMBERS)
 
 
 def _settled(
@@ -295,24 +230,6 @@ def _settled(
     error = units * (np.linalg.norm(queries.astype(np.float64), axis=1) + found.reach) ** 2
     last = np.where(enough, distances[:, -1], np.inf).astype(np.float64) * (1 + 1e-6)  # it was rounded
     return everything | (enough & (last**2 < about[:, -1].astype(np.float64) - error))
-
-
-def _gpus() -> bool:
-    import faiss
-
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-
-
-@contextmanager
-def _one_faiss_thread() -> Iterator[None]:
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def recall(index: PatchIndex, sample: int, k: int, seed: int) -> float:

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.contract import PART, CaptionReader, Given, TextFeatures, Tokens
-from models.encoders.text import TextEncoder
+from models.contract import CaptionReader, Given, TextFeatures, Tokens
+from models.encoders.text import TextEncoder, TextEncoderSettings
+from models.parts import PART
 from models.registry import get_trainable
 from orchestration.data.features import Encoder
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary, save_vocabulary
@@ -99,8 +100,11 @@ def reopening(encoder: Encoder, encoders: Path) -> Callable[[], Encoder] | None:
     """
     if isinstance(encoder, WordEncoder):
         return partial(open_word_encoder, encoder.folder.resolve())
-    if isinstance(encoder, TextEncoder):
-        folder = Path(encoder.settings.name).expanduser()
-        name = str(folder.resolve()) if folder.is_dir() else encoder.settings.name
-        return partial(TextEncoder, encoder.settings.model_copy(update={"name": name}), encoders.resolve())
-    return None
+    return opening(encoder.settings, encoders) if isinstance(encoder, TextEncoder) else None
+
+
+def opening(settings: TextEncoderSettings, encoders: Path) -> Callable[[], TextEncoder]:
+    """What opens a pretrained encoder in any process; encoders: where packaged ones are unpacked."""
+    folder = Path(settings.name).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else settings.name
+    return partial(TextEncoder, settings.model_copy(update={"name": name}), encoders.resolve())

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from models.contract import NOTHING, Captioner
+from models.contract import NOTHING, Captioner, Matcher
 from orchestration.config import Experiment
 from orchestration.data.features import CaptionIndex
 from orchestration.data.sources import SCENES, parse_source
 from orchestration.data.vocabulary import load_vocabulary
-from orchestration.data.word_encoder import VOCABULARY
+from orchestration.data.word_encoder import VOCABULARY, opening
 from orchestration.errors import RequestError
 from orchestration.evaluation.metric import Metric, OpenView, View
 from orchestration.evaluation.plans import Plan, by_label
@@ -262,14 +262,22 @@ def _matcher_view(context: Context, independent: bool) -> str:
         name = opened(torch.device("cpu")).name
         context.views[name] = opened
         return name
-    if context.matcher is None:
+    trained = context.trained or context.preparation
+    part = trained.text_part if context.matcher else context.part(Matcher)
+    if context.matcher is None and part is None:
         raise RequestError(
             f"{context.experiment.system} has no encoder of pictures and captions of its own: name an independent one "
             f"with r_precision/dual and --weights {DUAL}=FOLDER"
         )
-    folder, trained = str(context.matcher), context.trained or context.preparation
-    given = trained.below(trained.text_part).built_on if trained.text_part else NOTHING
-    context.views[OWN_MATCHER] = partial(open_matcher_view, folder=folder, transform=context.transform, given=given)
+    folder, given, text = context.matcher, NOTHING, None
+    if part is not None:
+        below = trained.below(part)
+        folder, given = folder or trained.part(part), below.built_on
+        if "features" in below.subject.reads:
+            text = opening(context.experiment.text, trained.home.encoders)
+    context.views[OWN_MATCHER] = partial(
+        open_matcher_view, folder=str(folder), transform=context.transform, given=given, text=text
+    )
     return OWN_MATCHER
 
 
@@ -305,7 +313,7 @@ def default_metrics(context: Context) -> list[str]:
     """What the data and the system allow without any further weights."""
     names = ["fid", "kid", "coverage"]
     names += ["accuracy"] if context.scenes else []
-    names += ["r_precision"] if context.matcher else []
+    names += ["r_precision"] if context.matcher or context.part(Matcher) else []
     names += ["captioning"] if context.part(Captioner) else []
     return [*names, "duplicates"]
 

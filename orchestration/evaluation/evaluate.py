@@ -15,7 +15,6 @@ import torch
 
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures
-from orchestration.data.graph_reader import Reader
 from orchestration.data.records import Dataset
 from orchestration.data.sampler import derive_seed
 from orchestration.data.word_encoder import WordEncoder
@@ -36,9 +35,9 @@ from orchestration.evaluation.plans import (
 )
 from orchestration.evaluation.record import Judged, MetricRecord, to_json
 from orchestration.home import Home
-from orchestration.painter import checkpoint_encoder, vocabulary_digest
 from orchestration.preparation import Preparation
 from orchestration.prepared import PreparedSplit
+from orchestration.readers import Reader, checkpoint_encoder, vocabulary_digest
 from orchestration.runs import find_checkpoint, finished_run
 from orchestration.stages import Progress, ensure, quiet, short_hash, write_atomically
 from orchestration.tracking import Tracker
@@ -69,6 +68,10 @@ class Request:
     workers: int | None = None
 
 
+BANKED = {"candidates": "patches", "canvases": "masks"}
+"""What is read that comes from training pictures, and of what."""
+
+
 class Evaluation:
     """One split, ready to judge checkpoints of one experiment on it. Raises RequestError before any long work."""
 
@@ -76,10 +79,11 @@ class Evaluation:
         self, experiment: Experiment, home: Home, request: Request, encoder: Reader, progress: Progress = quiet
     ) -> None:
         self.trained = Preparation(experiment, home, progress, encoder=encoder)
-        if request.source not in (None, experiment.data.source) and "candidates" in self.trained.drawn_from:
+        elsewhere = request.source not in (None, experiment.data.source)
+        if elsewhere and (kept := self.trained.drawn_from & BANKED.keys()):
             raise RequestError(
-                f"{experiment.system} draws from patches of {experiment.data.source}, and other data's objects have no "
-                "candidates there: judge it without --data"
+                f"{experiment.system} draws from {BANKED[min(kept)]} of {experiment.data.source}, and other data is "
+                "not made ready for that: judge it without --data"
             )
         if request.source is not None:
             experiment = experiment.replace({"data.source": request.source})

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.contract import NOTHING, PART, Batch, Captioner, Given, Matcher, Tokens
+from models.contract import NOTHING, Batch, Captioner, Given, Matcher, Tokens
 from models.encoders.image import WeightsMissing
-from models.encoders.text import PROBE, quiet_loading
+from models.encoders.text import PROBE, TextEncoder, quiet_loading
+from models.parts import PART
 from models.registry import get_trainable
 from orchestration.data.transforms import Transform, get_transform
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary
@@ -42,12 +43,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class TrainedPart:
     """A trained part with all that it needs to judge: nets are in evaluation mode, on `device`, frozen.
 
-    longest: words it reads of a caption; transform: how its pictures are made ready; side: of its pictures, in pixels.
+    vocabulary, longest: of one that reads words, and how many of a caption; None and 0 of any other. transform: how its
+    pictures are made ready; side: of its pictures, in pixels.
     """
 
     part: Any
     nets: Mapping[str, nn.Module]
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
     longest: int
     transform: Transform
     side: int
@@ -72,15 +74,15 @@ def open_part(folder: Path, device: torch.device, transform: str | None = None, 
     Raises RequestError when a file is missing or does not fit.
     """
     try:
-        vocabulary = load_vocabulary(folder / VOCABULARY)
         described = json.loads((folder / PART).read_text())
         part = get_trainable(described["system"])
         config = part.Config.model_validate(described["model"])
+        vocabulary = load_vocabulary(folder / VOCABULARY) if "tokens" in part.reads else None
         with torch.random.fork_rng(devices=[]):
-            nets = part.build(config, replace(given, vocabulary_size=len(vocabulary)))
+            nets = part.build(config, replace(given, vocabulary_size=len(vocabulary) if vocabulary else 0))
         for name in part.optimizers(config):
             nets[name].load_state_dict(load_file(folder / f"{name}.safetensors"))
-        longest = int(described["longest"])
+        longest = int(described["longest"]) if vocabulary else 0
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, WeightsMissing) as error:
         raise RequestError(
             f"the trained part in {folder} cannot be read ({error}): give the folder of its stage, or train it again"
@@ -89,7 +91,7 @@ def open_part(folder: Path, device: torch.device, transform: str | None = None, 
     digest = short_hash(
         {
             "weights": {name: weights_digest(net) for name, net in sorted(nets.items())},
-            "words": [vocabulary.digest, longest],
+            "words": [vocabulary.digest, longest] if vocabulary else None,
             "pictures": [read_as.name, side],
         }
     )
@@ -100,21 +102,26 @@ def open_part(folder: Path, device: torch.device, transform: str | None = None, 
 class MatcherView:
     """A trained `Matcher`, such as a run's own DAMSM: NAME/picture and NAME/caption (B,C) float32.
 
-    It reads `asked.tokens`, or where there are none the texts by its own vocabulary, the first words of long ones.
-    Raises RequestError for a part that is no matcher, and for word indices of another vocabulary.
+    It reads `asked.tokens`, or where there are none the texts by its own vocabulary, the first words of long ones; or
+    the features that `text` gives of the texts. Raises RequestError for a part that is no matcher or reads neither, and
+    for word indices of another vocabulary.
     """
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, trained: TrainedPart, name: str = OWN_MATCHER) -> None:
+    def __init__(self, trained: TrainedPart, name: str = OWN_MATCHER, text: TextEncoder | None = None) -> None:
         part = trained.part
         if not isinstance(part, Matcher):
             raise RequestError(f"{trained.part.name} does not match pictures and captions: give a part that does")
-        if unread := sorted(trained.part.reads - {"tokens"}):
+        if unread := sorted(trained.part.reads - {"tokens", *(("features",) if text else ())}):
             raise RequestError(
                 f"{trained.part.name} reads captions as {unread[0]}, and judging gives word indices: give another part"
             )
         self.trained, self.name, self.digest = trained, checked_name(name), trained.digest
+        self.text = text if "features" in trained.part.reads else None
+        if self.text is not None:
+            read_as = [self.text.digest, self.text.settings.model_dump(mode="json", exclude={"name"})]
+            self.digest = short_hash([trained.digest, read_as])
 
     @torch.inference_mode()
     def look(self, pictures: Tensor, asked: Asked) -> Mapping[str, Array]:
@@ -123,18 +130,20 @@ class MatcherView:
         image_ids, class_ids = (torch.from_numpy(ids) for ids in (asked.image_ids, asked.class_ids))
 
         def embed(rows: Tensor) -> tuple[Tensor, ...]:
-            words = Tokens(tokens.ids[rows], tokens.lengths[rows], tokens.vocabulary)
-            batch = Batch(
-                image_ids[rows], self.trained.pictures(pictures[rows]), tokens=words, class_ids=class_ids[rows]
-            )
+            words = tokens and Tokens(tokens.ids[rows], tokens.lengths[rows], tokens.vocabulary)
+            text = self.text([asked.texts[row] for row in rows.tolist()]) if self.text else None
+            shown = self.trained.pictures(pictures[rows])
+            batch = Batch(image_ids[rows], shown, text, words, class_ids[rows])
             embedded: tuple[Tensor, Tensor] = self.trained.part.embed(self.trained.nets, batch.to(device))
             return embedded
 
         picture, caption = in_batches(embed, len(pictures))
         return {f"{self.name}/picture": as_float32(picture), f"{self.name}/caption": as_float32(caption)}
 
-    def _tokens(self, asked: Asked) -> Tokens:
+    def _tokens(self, asked: Asked) -> Tokens | None:
         vocabulary = self.trained.vocabulary
+        if vocabulary is None:
+            return None
         if asked.tokens is None:
             return vocabulary.tokens(asked.texts, self.trained.longest)
         if asked.tokens.vocabulary != vocabulary.digest:
@@ -298,9 +307,15 @@ def open_matcher_view(
     name: str = OWN_MATCHER,
     transform: str | None = None,
     given: Given = NOTHING,
+    text: Callable[[], TextEncoder] | None = None,
 ) -> MatcherView:
-    """Opens a `MatcherView` on the folder of a trained part's stage, in any process; given: what it was built on."""
-    return MatcherView(open_part(Path(folder), device, transform, given), name)
+    """Opens a `MatcherView` on the folder of a trained part's stage, in any process; given: what it was built on; text:
+    opens what captions are read with, for a part that reads features. Raises as both, and RequestError without it."""
+    try:
+        encoder = text().to(device) if text else None
+    except WeightsMissing as error:
+        raise RequestError(f"text.name: {error}") from error
+    return MatcherView(open_part(Path(folder), device, transform, given), name, encoder)
 
 
 def open_captioner_view(

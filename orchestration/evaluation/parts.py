@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Captioner, Comparer, Finder, Matcher, Nets
+from models.contract import Batch, Captioner, Comparer, Finder, Matcher, Nets, Tagger
 from models.detectors.contract import Detections
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions
@@ -20,6 +20,8 @@ from orchestration.evaluation.judging import CPU, Verdict
 from orchestration.evaluation.metric import Asked, Seen
 from orchestration.evaluation.naming import caption_overlap, naming_in_scenes
 from orchestration.evaluation.r_precision import NAME, RPrecision, most_others
+from orchestration.evaluation.recall import NAME as RECALL
+from orchestration.evaluation.recall import Recall
 from orchestration.prepared import PreparedSplit
 
 BATCH = 50
@@ -27,25 +29,27 @@ OTHERS = 99
 
 
 class PartJudge:
-    """Judges a `Matcher` by R-precision, a `Captioner` by naming, a `Finder` by the boxes it finds and a `Comparer` by
-    the triplets it puts in the right order, on one held-out split.
+    """Judges a `Matcher` by R-precision and recall, a `Captioner` by naming, a `Finder` by the boxes it finds, a
+    `Comparer` by the triplets it puts in the right order and a `Tagger` by the labels it was taught, on one held-out
+    split.
 
     samples: pictures, each with one caption, drawn with the seed; a finder and a comparer see each once. R-precision is
     1+99, or 1+K where fewer images are judged. Where images share classes, or captions of scenes name the same
     background, colour and thing, it is also given against captions of other classes: those of the same class may well
-    be true. Raises RequestError for a part that is none of them and for fewer than two images, RunError where a
-    captioner's words, the boxes that are to be found, or the graphs that are compared, were not prepared.
+    be true. Recall is among the captions that are judged and their images. Raises RequestError for a part that is none
+    of them and for fewer than two images, RunError where a captioner's words, the boxes that are to be found, or the
+    graphs that are compared, were not prepared.
     """
 
     def __init__(
         self, experiment: Experiment, split: PreparedSplit, samples: int, seed: int, device: torch.device = CPU
     ) -> None:
         self.part = experiment.trainable
-        if not isinstance(self.part, Matcher | Captioner | Comparer | Finder):
+        if not isinstance(self.part, Matcher | Captioner | Comparer | Finder | Tagger):
             raise RequestError(
                 f"{experiment.system} neither matches nor describes pictures, nor finds or compares what is in them, "
-                "so nothing here can judge it: give its class embed and encode, describe, find, or compare "
-                "(models/contract.py)"
+                "nor tags words, so nothing here can judge it: give its class embed and encode, describe, find, "
+                "compare, or tag (models/contract.py)"
             )
         self.seed, self.device = seed, device
         self.data: CaptionedPictures = split.open()
@@ -73,10 +77,11 @@ class PartJudge:
         protocols = []
         with torch.inference_mode(), _evaluating(nets):
             if isinstance(self.part, Matcher):
-                metrics = self._match(self.part, nets)
-                for metric in metrics:
+                metrics, recall = self._match(self.part, nets)
+                every: list[RPrecision | Recall] = [*metrics, recall]
+                for metric in every:
                     found |= figures({result.figure: result.estimate for result in metric.compute()})
-                protocols.append(f"{NAME}/{metrics[0].protocol}")
+                protocols += [f"{NAME}/{metrics[0].protocol}", f"{RECALL}/{recall.protocol}"]
             if isinstance(self.part, Captioner):
                 found |= self._name(self.part, nets)
                 protocols.append("naming/caption-overlap" if self.labels is None else "naming/scenes")
@@ -86,14 +91,18 @@ class PartJudge:
             if isinstance(self.part, Comparer):
                 found |= self._compare(self.part, nets)
                 protocols.append("triplets")
+            if isinstance(self.part, Tagger):
+                found |= self._tag(self.part, nets)
+                protocols.append("tags")
         return Verdict(" ".join(protocols), found, len(self.items))
 
-    def _match(self, part: Matcher, nets: Nets) -> list[RPrecision]:
+    def _match(self, part: Matcher, nets: Nets) -> tuple[list[RPrecision], Recall]:
         classes = self._classes()
         protocols = [f"1+{min(OTHERS, most_others(self.image_ids))}"]
         if classes is not None and (others := min(OTHERS, most_others(self.image_ids, classes))):
             protocols.append(f"1+{others}-other-classes")
         metrics = [RPrecision(protocol, self.seed) for protocol in protocols]
+        recall = Recall(metrics[0].view)
         for places, batch in self._batches():
             embedded = zip(("picture", "caption"), part.embed(nets, batch), strict=True)
             seen = Seen(
@@ -102,7 +111,8 @@ class PartJudge:
             )
             for metric in metrics:
                 metric.update(seen)
-        return metrics
+            recall.update_real(seen)
+        return metrics, recall
 
     def _asked(self, places: NDArray[np.int64], classes: NDArray[np.int64]) -> Asked:
         texts = [self.data.index.texts[caption] for caption in self.captions[places]]
@@ -141,6 +151,29 @@ class PartJudge:
             raise RequestError("no held-out picture has two objects, so there is nothing to compare: choose other data")
         order: Estimate = wilson(right / total, len(first))
         return {**figures({"triplets/in-order": order}), "triplets_count/in-order": total}
+
+    def _tag(self, part: Tagger, nets: Nets) -> dict[str, float]:
+        """Of each narrative's words that have a label. Those of one narrative hang together: the interval is that of as
+        many independent narratives. Majority is the share of the most frequent label."""
+        _, first = np.unique(self.captions, return_index=True)
+        right, labels = 0, list[NDArray[np.int64]]()
+        for _, batch in self._batches(first):
+            if batch.tagged is None:
+                raise RunError(f"no tagged words were prepared for {type(part).__name__}: add tagged to what it reads")
+            taught = batch.tagged.first & (batch.tagged.labels >= 0)
+            told = batch.tagged.labels[taught]
+            right += int((part.tag(nets, batch)[taught] == told).sum())
+            labels.append(told.cpu().numpy())
+        flat = np.concatenate(labels)
+        if not len(flat):
+            raise RequestError("no word of the held-out narratives has a label: choose data with traces or tags")
+        agreement: Estimate = wilson(right / len(flat), len(first))
+        majority = float(np.bincount(flat).max() / len(flat))
+        return {
+            **figures({"tags/agreement": agreement}),
+            "tags/majority": majority,
+            "tags_count/agreement": float(len(flat)),
+        }
 
     def _classes(self) -> NDArray[np.int64] | None:
         """(samples,) what pictures of one class share; None where every image is a class of its own."""

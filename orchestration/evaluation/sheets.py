@@ -25,8 +25,8 @@ from orchestration.evaluation.neighbours import Neighbours, neighbours
 from orchestration.evaluation.plans import CAPTIONS, Plan, one_a_caption, real_images
 from orchestration.evaluation.tables import better
 from orchestration.home import Home
-from orchestration.painter import checkpoint_encoder, vocabulary_digest
 from orchestration.preparation import Preparation
+from orchestration.readers import checkpoint_encoder, vocabulary_digest
 from orchestration.requirements import choose_protocol
 from orchestration.runs import find_checkpoint
 from orchestration.stages import Progress, ensure, quiet, write_atomically

@@ -21,6 +21,7 @@ from orchestration.recipes.mirrorgan import (
     mirrorgan_laptop,
     mirrorgan_scenes,
 )
+from orchestration.recipes.narratives import trecs_laptop, trecs_ln_coco, trecs_scenes
 from orchestration.recipes.scene_graphs import (
     retrievegan_coco,
     retrievegan_laptop,
@@ -71,6 +72,9 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         spade_coco,
         spade_laptop,
         spade_scenes,
+        trecs_ln_coco,
+        trecs_laptop,
+        trecs_scenes,
         xmcgan_coco14,
         xmcgan_coco14_released,
         xmcgan_laptop,

@@ -329,7 +329,8 @@ def _sizes(text: Path) -> Given:
         found = json.loads((text / NAMES).read_text(encoding="utf-8"))
         return Given(classes=len(found["objects"]), predicates=len(found["relationships"]))
     if (text / LABELS).is_file():
-        return Given(classes=len(json.loads((text / LABELS).read_text(encoding="utf-8"))["classes"]))
+        names = tuple(json.loads((text / LABELS).read_text(encoding="utf-8"))["classes"])
+        return Given(classes=len(names), class_names=names)
     return NOTHING
 
 

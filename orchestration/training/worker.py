@@ -240,11 +240,11 @@ class Session:
                 ending = self._judge()
         # Every rank is here, whether it has anything to record or not.
         self._end_together(ending)
-        if not recorded:
-            if self.saved_at != total:
-                self._save()
-            if self.recorder:
-                self.recorder.metrics(total, {end: 1.0})
+        # Where nothing was trained all is recorded at 0, and a lost checkpoint takes none of it back.
+        if self.saved_at != total:
+            self._save()
+        if not recorded and self.recorder:
+            self.recorder.metrics(total, {end: 1.0})
         # On every rank, always: Ray Train waits until all have reported.
         self._tell()
 

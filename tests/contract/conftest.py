@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from models.registry import part_names, system_names
-from tests.tiny import small_pretrained_nets
+from tests.tiny import learns, small_pretrained_nets
+
+LEARNING = [name for name in (*system_names(), *part_names()) if learns(name)]
 
 
 @pytest.fixture(params=system_names())
@@ -18,7 +20,14 @@ def system_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=[*system_names(), *part_names()])
 def trainable_name(request: pytest.FixtureRequest) -> str:
-    """Every registered system and part in turn: all that is trained."""
+    """Every registered system and part in turn: all that has a run of its own."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(params=LEARNING)
+def learning_name(request: pytest.FixtureRequest) -> str:
+    """Those of them that have something to train themselves."""
     found: str = request.param
     return found
 

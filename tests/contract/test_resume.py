@@ -26,14 +26,16 @@ from orchestration.training.state import (
 )
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, train_worker
 from tests.contract.drill import said, start_drill
-from tests.tiny import CPU, PROVENANCE, tensors_of, tiny_experiment, tiny_job, tiny_trainer
+from tests.tiny import CPU, PROVENANCE, learns, tensors_of, tiny_experiment, tiny_job, tiny_trainer
 
 PATIENCE_S = 120.0
 ITERATIONS = 8
 
 
 def short_run(name: str, **changes: object) -> Experiment:
-    """`ITERATIONS` iterations, with a record and a checkpoint at every second."""
+    """`ITERATIONS` iterations, with a record and a checkpoint at every second; of what learns nothing there is none."""
+    if not learns(name):
+        return tiny_experiment(name, **(changes | {"training__kimg": 0}))
     per_iteration = tiny_trainer(tiny_experiment(name)).images_per_iteration / 1000
     lengths: dict[str, object] = {
         "training__kimg": ITERATIONS * per_iteration,
@@ -59,11 +61,11 @@ def recorded(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize("cut_after", [1, 2])
-def test_resumed_is_bit_equal(trainable_name: str, cut_after: int, tmp_path: Path) -> None:
+def test_resumed_is_bit_equal(learning_name: str, cut_after: int, tmp_path: Path) -> None:
     """Nets, averages, optimizers and progress: three iterations, or some, a checkpoint, all thrown away, the rest."""
     # Where an average warms up, the number of its steps has to come back as well.
-    warms_up = "average" in get_trainable(trainable_name).Config.model_fields
-    experiment = tiny_experiment(trainable_name, **({"model__average__warm_up": True} if warms_up else {}))
+    warms_up = "average" in get_trainable(learning_name).Config.model_fields
+    experiment = tiny_experiment(learning_name, **({"model__average__warm_up": True} if warms_up else {}))
     undisturbed = tiny_trainer(experiment)
     for _ in range(3):
         undisturbed.iteration()
@@ -87,9 +89,9 @@ def test_resumed_is_bit_equal(trainable_name: str, cut_after: int, tmp_path: Pat
     assert second_part.state.averaged == undisturbed.state.averaged
 
 
-def test_killed_twice_ends_as_if_nothing_happened(trainable_name: str, tmp_path: Path) -> None:
+def test_killed_twice_ends_as_if_nothing_happened(learning_name: str, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints, SIGKILL in the middle of writing one, then to the end."""
-    experiment = short_run(trainable_name)
+    experiment = short_run(learning_name)
     job = tiny_job(tmp_path / "killed", experiment)
     run = Path(job.folder)
 
@@ -142,7 +144,7 @@ def test_killed_twice_ends_as_if_nothing_happened(trainable_name: str, tmp_path:
     assert points == sorted(set(points)) and len(points) == ITERATIONS / 2
     assert not list((run / CHECKPOINTS).glob(f"{UNFINISHED}*"))
     assert hashes(run / PICTURES) == hashes(calm / PICTURES)
-    assert bool(hashes(run / PICTURES)) == (trainable_name in system_names())
+    assert bool(hashes(run / PICTURES)) == (learning_name in system_names())
 
 
 def test_a_finished_run_that_is_run_again_adds_nothing(trainable_name: str, tmp_path: Path) -> None:
@@ -203,10 +205,10 @@ def test_killed_at_the_very_end_it_judges_once(
 
 
 def test_the_last_checkpoint_is_there_at_every_moment_of_the_end(
-    trainable_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learning_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of a run never takes away the checkpoint that is all there is, not even to write it anew."""
-    job = tiny_job(tmp_path, short_run(trainable_name, training__keep_checkpoints=1))
+    job = tiny_job(tmp_path, short_run(learning_name, training__keep_checkpoints=1))
     at_the_end: list[int] = []
     finish = worker.Session.finish
 

@@ -18,6 +18,7 @@ from models.contract import (
     Phase,
     Settings,
     StepContext,
+    Tagger,
     TextFeatures,
 )
 from models.parallel import OneRank
@@ -59,6 +60,8 @@ def test_it_describes_itself(trainable_name: str) -> None:
         "graphs",
         "candidates",
         "labels",
+        "tagged",
+        "canvases",
     }
     config = tiny_settings(system.Config)
     assert set(system.stages(config).values()) <= {*part_names(), *gathered_names(), *system_names()} - {trainable_name}
@@ -67,12 +70,15 @@ def test_it_describes_itself(trainable_name: str) -> None:
     assert all(info.description for info in system.Config.model_fields.values())
 
 
+DRAWN_FROM = {"features", "graphs", "labels", "canvases"}
+
+
 def test_systems_draw_from_captions_or_graphs_and_parts_are_judged() -> None:
     for name in system_names():
-        assert callable(get_system(name).sample) and get_trainable(name).reads & {"features", "graphs", "labels"}
+        assert callable(get_system(name).sample) and get_trainable(name).reads & DRAWN_FROM
     for name in part_names():
         part = get_trainable(name)
-        assert isinstance(part, Matcher | Captioner | Comparer | Finder) and not hasattr(part, "sample")
+        assert isinstance(part, Matcher | Captioner | Comparer | Finder | Tagger) and not hasattr(part, "sample")
 
 
 def test_an_unknown_system_is_a_key_error() -> None:
@@ -121,11 +127,14 @@ def same_weights(net: nn.Module, other: nn.Module) -> bool:
     return all(value.equal(theirs[key]) for key, value in net.state_dict().items())
 
 
+OF_CLASSES = {"graphs", "labels", "tagged", "canvases"}
+
+
 def test_what_it_is_built_from_is_missed_with_a_sentence(trainable_name: str) -> None:
     """A part that is not trained yet, or a vocabulary where word indices or graphs are read."""
     experiment = tiny_experiment(trainable_name)
     if trainable_name == "co_occurrence" or not (
-        experiment.stages or experiment.trainable.reads & {"tokens", "graphs", "labels"}
+        experiment.stages or experiment.trainable.reads & {"tokens", *OF_CLASSES}
     ):
         build_nets(experiment)
         return
@@ -133,12 +142,12 @@ def test_what_it_is_built_from_is_missed_with_a_sentence(trainable_name: str) ->
         build_nets(experiment)
     wanted = [f"the trained stage {part!r}" for part in experiment.stages]
     wanted += ["vocabulary"] if experiment.trainable.reads & {"tokens", "graphs", "labels"} else []
-    wanted += ["classes"] if "labels" in experiment.trainable.reads else []
+    wanted += ["classes"] if experiment.trainable.reads & OF_CLASSES else []
     assert any(what in str(caught.value) for what in wanted) and "\n" not in str(caught.value)
 
 
-def test_phases_give_an_objective_for_each_net_they_train(trainable_name: str) -> None:
-    trainer = tiny_trainer(tiny_experiment(trainable_name))
+def test_phases_give_an_objective_for_each_net_they_train(learning_name: str) -> None:
+    trainer = tiny_trainer(tiny_experiment(learning_name))
     system, config, nets = trainer.system, trainer.experiment.model, trainer.state.nets
     batch = next_batch(trainer)
     phases = system.phases(config)
@@ -156,9 +165,9 @@ def test_phases_give_an_objective_for_each_net_they_train(trainable_name: str) -
                 assert term.shape == () and not term.requires_grad and torch.isfinite(term)
 
 
-def test_an_objective_reaches_every_parameter_of_its_net(trainable_name: str) -> None:
+def test_an_objective_reaches_every_parameter_of_its_net(learning_name: str) -> None:
     """A parameter that no loss reaches is a wire that was forgotten."""
-    trainer = tiny_trainer(tiny_experiment(trainable_name))
+    trainer = tiny_trainer(tiny_experiment(learning_name))
     batch, nets = next_batch(trainer), trainer.state.nets
     reached: dict[str, set[str]] = {name: set() for name in trainer.state.optimizers}
     for phase in trainer.phases:
@@ -254,9 +263,9 @@ def test_sampling_changes_nothing(trained: Trainer) -> None:
         assert all(value.equal(before[name][key]) for key, value in net.state_dict().items())
 
 
-def test_nets_of_one_phase_never_see_each_others_step(trainable_name: str) -> None:
+def test_nets_of_one_phase_never_see_each_others_step(learning_name: str) -> None:
     """Each net's optimizer got the gradient of all nets as they were before the turn, the last net's too."""
-    trainer = tiny_trainer(tiny_experiment(trainable_name))
+    trainer = tiny_trainer(tiny_experiment(learning_name))
     together = [index for index, phase in enumerate(trainer.phases) if len(phase.trains) > 1]
     if not together:
         assert all(len(phase.trains) == 1 for phase in trainer.phases)

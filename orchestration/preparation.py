@@ -88,8 +88,8 @@ class Preparation:
         if wanted != encoder.dim:
             name = f"the trained {self.text_part}" if self.text_part else self.experiment.text.name
             raise RequestError(
-                f"model.text_dim is {wanted} but {name} gives {encoder.dim} features: "
-                f"add --set model.text_dim={encoder.dim}"
+                f"{self._field}.text_dim is {wanted} but {name} gives {encoder.dim} features: "
+                f"add --set {self._field}.text_dim={encoder.dim}"
             )
         return encoder
 

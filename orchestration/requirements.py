@@ -35,14 +35,17 @@ def needs_of(experiment: Experiment) -> frozenset[str]:
 
 
 def require_weights(experiment: Experiment) -> None:
-    """RequestError when a pretrained image net that it, or a part before it, uses is not on this machine."""
+    """RequestError when a pretrained image net that it, or a part that it needs, uses is not on this machine."""
     settings = getattr(experiment.model, "pretrained", None)
     if getattr(experiment.model, "uses_pretrained", False) and isinstance(settings, PretrainedImageSettings):
         try:
             find_weights(settings)
         except WeightsMissing as error:
             raise RequestError(f"model.pretrained: {error}") from error
-    for where, net in _frozen_nets(experiment):
+    used: dict[str, Any] = {}
+    for name in experiment.needed:
+        used |= experiment.stage(name).stages | {name: experiment.stages[name]}
+    for where, net in _frozen_nets(experiment.model_copy(update={"stages": used})):
         try:
             if isinstance(net, PerceptualSettings):
                 require_perceptual_weights(net, where)

@@ -12,7 +12,8 @@ from orchestration.evaluation_commands import parse_weights
 from orchestration.options import number, repeatable
 
 SAMPLES, NEIGHBOURS, CURVE, MEMORY, RETRIEVAL = "samples", "neighbours", "curve", "memory", "retrieval"
-CAPTIONS, NEIGHBOURED_CAPTIONS, GRAPHS = 12, 6, 4
+NARRATIVE = "narrative"
+CAPTIONS, NEIGHBOURED_CAPTIONS, GRAPHS, NARRATIVES = 12, 6, 4, 2
 
 
 def add_to(group: click.Group) -> None:
@@ -20,18 +21,23 @@ def add_to(group: click.Group) -> None:
     command(group, "show")(show)
 
 
-@click.argument("runs", metavar="RUN... [WORD|GRAPH...]", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN... [WORD|GRAPH|NARRATIVE...]", nargs=-1, required=True)
 @click.option(
     "--what",
-    type=click.Choice([SAMPLES, NEIGHBOURS, CURVE, MEMORY, RETRIEVAL]),
+    type=click.Choice([SAMPLES, NEIGHBOURS, CURVE, MEMORY, RETRIEVAL, NARRATIVE]),
     default=SAMPLES,
     show_default=True,
-    help="Pictures of captions, their nearest training pictures, a metric against kimg, what words mean, or which "
-    "patches are retrieved for scene graphs.",
+    help="Pictures of captions, their nearest training pictures, a metric against kimg, what words mean, which patches "
+    "are retrieved for scene graphs, or every step from a narrative to a picture.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), default="show.png", show_default=True, help="PNG to draw.")
-@number("--captions", "Held-out captions, or scene graphs  [default: 12; neighbours: 6; retrieval: 4]", 1, 100)
-@number("--samples", "samples, retrieval: pictures a caption.", 1, 8, default=3)
+@number(
+    "--captions",
+    "Held-out captions, graphs, narratives  [default: 12; neighbours: 6; retrieval: 4; narrative: 2]",
+    1,
+    100,
+)
+@number("--samples", "samples, retrieval, narrative: pictures a caption.", 1, 8, default=3)
 @number("--nearest", "neighbours: training pictures a caption; memory: words like a word.", 1, 10, default=5)
 @number("--regions", "memory: regions a word.", 1, 8, default=4)
 @number("--seed", "Seed of captions and noise.", 0, default=0)
@@ -73,11 +79,14 @@ def show(
       t2i show RUN1 RUN2 --what curve --figure fid
       t2i show RUN --what memory bird red
       t2i show RUN --what retrieval "sheep left of tree and tree above grass"
+      t2i show RUN --what narrative "In this picture there is a house. In the background there is grass."
     """
     if what == MEMORY:
         return _memory(app, runs[0], runs[1:], out, regions, nearest)
     if what == RETRIEVAL:
         return _retrieval(app, runs[0], runs[1:], out, captions or GRAPHS, samples, seed)
+    if what == NARRATIVE:
+        return _narratives(app, runs[0], runs[1:], out, captions or NARRATIVES, samples, seed)
     if what == CURVE:
         return _curve(app, runs, out, figure)
     if len(runs) > 1:
@@ -114,6 +123,16 @@ def _retrieval(app: App, run: str, graphs: Sequence[str], out: str, held_out: in
     found = show_retrieval(app.home, run, graphs, Path(out), held_out, samples, seed, app.progress())
     app.say(f"drew {len(found)} graph{'s' * (len(found) > 1)} to {out}")
     return {"png": str(Path(out).resolve()), "graphs": [one.to_json() for one in found]}
+
+
+def _narratives(
+    app: App, run: str, narratives: Sequence[str], out: str, held_out: int, samples: int, seed: int
+) -> Result:
+    from orchestration.narratives.sheet import show_narratives
+
+    found = show_narratives(app.home, run, narratives, Path(out), held_out, samples, seed, app.progress())
+    app.say(f"drew {len(found)} narrative{'s' * (len(found) > 1)} to {out}")
+    return {"png": str(Path(out).resolve()), "narratives": found}
 
 
 def _samples(app: App, run: str, out: str, captions: int, samples: int, seed: int) -> Result:

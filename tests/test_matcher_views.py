@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.contract import Batch
+from models.contract import NOTHING, Batch
 from models.encoders.text import TextEncoder, TextEncoderSettings, quiet_loading
+from models.registry import get_part
 from orchestration.data.transforms import get_transform
 from orchestration.data.vocabulary import Vocabulary
 from orchestration.data.word_encoder import describe_part, opening
 from orchestration.errors import RequestError
+from orchestration.evaluation.catalogue import Context, open_metrics
 from orchestration.evaluation.matcher_views import (
     CaptionerView,
     DualEncoderView,
@@ -238,6 +240,26 @@ class TestFeatures:
         other = write_tiny_bert(tmp_path_factory.mktemp("other"), seed=1)
         settings = (bert, bert.model_copy(update={"max_tokens": 8}), bert.model_copy(update={"name": str(other)}))
         assert len({matcher(towers, text=opening(one, tmp_path)).digest for one in settings}) == 3
+
+    def test_metrics_find_it(self, towers: Path, bert: TextEncoderSettings, tmp_path: Path) -> None:
+        """No captions of the system's own are encoded by it: it is a part among others."""
+        experiment = tiny_experiment("trecs", text__name=bert.name, text__max_tokens=bert.max_tokens)
+        preparation: Any = SimpleNamespace(
+            _part=lambda name: get_part(experiment.stages[name].system),
+            text_part=None,
+            part={"dual_encoder": towers}.__getitem__,
+            below=lambda name: SimpleNamespace(built_on=NOTHING, subject=get_part(experiment.stages[name].system)),
+            home=SimpleNamespace(encoders=tmp_path),
+        )
+        whole: Any = None
+        context = Context(experiment, preparation, whole, whole, 0, 4, {})
+        [metric] = open_metrics(["recall"], context)
+        with small_pretrained_nets():
+            view = context.views["damsm"](CPU)
+        assert metric.looks_at_real == {"damsm"} and view.digest == matcher(towers, text=opening(bert, tmp_path)).digest
+        none = replace(context, experiment=experiment.replace({"model.masks": "true_masks"}), views={})
+        with pytest.raises(RequestError, match="trecs has no encoder of pictures and captions of its own"):
+            open_metrics(["recall"], none)
 
     def test_without_an_encoder(self, towers: Path, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="dual_encoder reads captions as features, and judging gives word"):

@@ -218,6 +218,8 @@ class TestDocumented:
             "mirrorgan/sentence_axis": "global_attention is True",
             "mirrorgan/extra_convolutions": "global_attention is True",
             "retrievegan/threshold": "selection is threshold",
+            "trecs/transition_power": "labeler is hmm or bert_on_hmm",
+            "trecs/tagger_learning_rate": "labeler is bert_on_hmm",
             "xmcgan/lambda_3": "image_losses is discriminator or pretrained or both",
             "xmcgan/rho_0": "modulation is attentional",
             "xmcgan/pretrained_loss": "image_losses is pretrained or both",
@@ -239,6 +241,7 @@ class TestDocumented:
              "lambda_object_classification batch_size exclusion query distance gumbel result"),
             ("sg2im", "pixel_weight box_weight box_loss image_weight object_weight classification_weight batch_size "
              "learning_rate_generator learning_rate_discriminator pooling"),
+            ("trecs", "k labeler generator transition_power retrieval_margin retrieval_batch_size missing place"),
         ],
     )  # fmt: skip
     def test_what_a_paper_names_is_there(self, system: str, names: str) -> None:

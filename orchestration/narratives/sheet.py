@@ -1,0 +1,166 @@
+"""What a run of TReCS makes of narratives, as a picture (its figure 2): every step from words to pictures."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.contract import Batch
+from models.trecs.config import TReCSConfig
+from orchestration.data.batches import CaptionedPictures, held_out_captions
+from orchestration.data.composition import label_maps_of
+from orchestration.data.label_maps import LabelReader
+from orchestration.data.records import Dataset, Narrative
+from orchestration.errors import RequestError
+from orchestration.evaluation.looking import drawer
+from orchestration.evaluation.pixels import checked_bytes
+from orchestration.home import Home
+from orchestration.narratives.composed import Composed
+from orchestration.narratives.composer import Composer
+from orchestration.narratives.drawing import Pixels, Shown, narrative_sheet
+from orchestration.narratives.narrative_text import read_narrative
+from orchestration.narratives.reader import NarrativeReader
+from orchestration.painter import Painter
+from orchestration.preparation import Preparation
+from orchestration.readers import checkpoint_encoder, vocabulary_digest
+from orchestration.runs import find_checkpoint
+from orchestration.stages import Progress, quiet, write_atomically
+from orchestration.training.recorder import png_bytes
+from orchestration.training.state import load_for_sampling
+
+
+def show_narratives(
+    home: Home,
+    run: str,
+    narratives: Sequence[str],
+    path: Path,
+    held_out: int = 2,
+    samples: int = 3,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> list[dict[str, Any]]:
+    """Draw a PNG: for each narrative its tagged words, its trace with the hulls, what was retrieved, the canvas and
+    pictures of `samples` seeds from `seed` on. Returns what is told of each.
+
+    narratives: as prompts; none for `held_out` of the experiment's test split, drawn with `seed`. Raises RequestError,
+    also where the run composes nothing.
+    """
+    checkpoint, folder = find_checkpoint(home, run)
+    experiment, model = checkpoint.experiment, checkpoint.experiment.model
+    if not isinstance(model, TReCSConfig) or model.masks != "retrieved":
+        what = "paints true masks" if isinstance(model, TReCSConfig) else f"is a run of {experiment.system}"
+        raise RequestError(f"{run} {what}, and composes nothing: name a run of trecs, or use --what samples")
+    seeds = list(range(seed, seed + samples))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    preparation = Preparation(experiment, home, progress, encoder=checkpoint_encoder(checkpoint, home, device))
+    train = preparation.dataset(experiment.data.train_split)
+    photographs = preparation.split(train, reads=frozenset()).open()
+    told: list[_Told]
+    if narratives:
+        told, composer = _typed(Painter.load(checkpoint.folder, home.root, device), narratives)
+        about = f"Narratives as they were typed; masks are of {experiment.data.source}."
+    else:
+        dataset = preparation.dataset(experiment.data.test_split)
+        told, composer = _held_out(preparation, dataset, held_out, seed)
+        about = f"Narratives of {dataset.name} ({experiment.data.source}), split {dataset.split}."
+    nets = load_for_sampling(checkpoint, torch.device(device), vocabulary_digest(preparation.encoder))
+    draw = drawer(experiment, nets, torch.device(device))
+    shown = []
+    for one in told:
+        labels = label_maps_of([one.composed.canvas] * samples)
+        pictures = checked_bytes(draw(Batch(torch.zeros(samples, dtype=torch.int64), labels=labels), seeds))
+        shown.append(
+            Shown(
+                one.composed,
+                classes=composer.bank.classes,
+                pictures=pictures.permute(0, 2, 3, 1).cpu().numpy(),
+                seeds=seeds,
+                photographs=_photographs(photographs, (found.image_id for found in one.composed.retrieved)),
+                image_id=one.image_id,
+                photograph=one.photograph,
+                labels=one.labels,
+                simulated=one.simulated,
+            )
+        )
+    title = f"{folder.name} · labels by {model.labeler} · k {model.k} · painted by {model.generator}"
+    try:
+        write_atomically(path, png_bytes(Image.fromarray(narrative_sheet(title, about, shown))))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written ({error.strerror}): give another place with --out") from error
+    return [_as_json(one) for one in shown]
+
+
+class _Told:
+    """A narrative with all steps, and what it tells of where that is known."""
+
+    def __init__(
+        self,
+        composed: Composed,
+        image_id: int | None = None,
+        photograph: Pixels | None = None,
+        labels: "np.ndarray[Any, np.dtype[np.int64]] | None" = None,
+        simulated: bool = False,
+    ) -> None:
+        self.composed, self.image_id, self.photograph = composed, image_id, photograph
+        self.labels, self.simulated = labels, simulated
+
+
+def _typed(painter: Painter, prompts: Sequence[str]) -> tuple[list[_Told], Composer]:
+    for prompt in prompts:
+        painter.check(prompt)
+    reader = painter.encoder
+    assert isinstance(reader, NarrativeReader)
+    said = [f"narrative {place} of {len(prompts)}" for place in range(1, len(prompts) + 1)]
+    narratives = [read_narrative(*pair) for pair in zip(prompts, said, strict=True)]
+    return [_Told(composed) for composed in reader.composed(narratives)], reader.composer
+
+
+def _held_out(preparation: Preparation, dataset: Dataset, count: int, seed: int) -> tuple[list[_Told], Composer]:
+    stages = preparation.narratives
+    assert stages is not None
+    composer, tags = stages.open_composer()(), stages.tags(dataset)
+    data = preparation.split(dataset, reads=frozenset()).open()
+    items, captions = held_out_captions(data.index, min(count, len(data)), seed)
+    reader, size = LabelReader(dataset, composer.bank.classes), composer.bank.size
+    real = data.pixels(items).permute(0, 2, 3, 1).numpy()
+    told = []
+    for row, (item, caption) in enumerate(zip(items.tolist(), captions.tolist(), strict=True)):
+        record = dataset.records[item]
+        narrative: Narrative = (record.narratives or ())[caption - int(data.index.starts[item])]
+        [composed] = composer.compose([narrative], [tags.of(caption)], [record.image_id])
+        labels, _ = reader.read(record, None, (size, size))
+        simulated = stages.settings.traces == "simulated"
+        told.append(_Told(composed, record.image_id, real[row], labels.astype(np.int64), simulated))
+    return told, composer
+
+
+def _photographs(data: CaptionedPictures, wanted: Iterable[int]) -> dict[int, Pixels]:
+    """The training pictures (H,W,3), by id."""
+    items = np.flatnonzero(np.isin(data.image_ids, list(wanted)))
+    pixels: Pixels = data.pixels(items).permute(0, 2, 3, 1).numpy()
+    return dict(zip(data.image_ids[items].tolist(), pixels, strict=True))
+
+
+def _as_json(one: Shown) -> dict[str, Any]:
+    composed = one.composed
+    mentions = [
+        {
+            "words": " ".join(composed.words[mention.phrase.first : mention.phrase.end]),
+            "tag": one.name(mention.label),
+            "image": composed.retrieved[mention.choice.picture].image_id if mention.choice else None,
+            "iou": mention.choice.iou if mention.choice else None,
+            "why": mention.why,
+        }
+        for mention in composed.mentions
+    ]
+    return {
+        "narrative": composed.narrative.caption,
+        "image_id": one.image_id,
+        "mentions": mentions,
+        "retrieved": [{"image": found.image_id, "score": found.score} for found in composed.retrieved],
+        "stuff": None if composed.stuff is None else composed.retrieved[composed.stuff].image_id,
+        "stuff_fit": composed.stuff_fit,
+    }

@@ -133,9 +133,15 @@ class TestTrace:
 
     def test_points_outside_are_at_the_edge(self) -> None:
         page = Image.new("RGB", (100, 100), PAPER)
-        drawing._draw_traces(page, shown(composed(narrative(("a", [(-5.0, 0.5), (9.0, 0.5)])), tags=np.array([CAT]))))
+        drawing._draw_traces(page, shown(composed(narrative(("a", [(0.0, -5.0), (9.0, 1.0)])), tags=np.array([CAT]))))
         assert page.getpixel((50, 50)) == colour_of(0)
         assert count_of(page, colour_of(0)) > 90 * drawing.LINE
+
+    def test_a_stroke_goes_on_from_one_mention_to_the_next(self) -> None:
+        page = Image.new("RGB", (100, 100), PAPER)
+        stroke = np.array([[0.1, 0.1, 0.5], [0.1, 0.9, 0.9], [0.9, 0.9, 1.5]])
+        drawing._draw_traces(page, shown(composed(replace(SAID, traces=[stroke]))))
+        assert (page.getpixel((10, 50)), page.getpixel((50, 89))) == (colour_of(0), colour_of(1))
 
     def test_hulls_are_outlined(self) -> None:
         hull = np.zeros((8, 16), np.bool_)
@@ -187,6 +193,10 @@ class TestRetrieved:
         assert len(drawing._retrieved(shown(one))) == RETRIEVED + 1
         used = replace(one, stuff=RETRIEVED + 2)
         assert len(drawing._retrieved(shown(used))) == RETRIEVED + 2
+        cat = one.mentions[0]
+        assert cat.choice is not None
+        further = replace(cat, choice=replace(cat.choice, picture=RETRIEVED + 3))
+        assert len(drawing._retrieved(shown(replace(used, mentions=(further, *used.mentions[1:]))))) == RETRIEVED + 3
         assert len(drawing._retrieved(shown(composed(count=2)))) == 2
 
     def test_without_its_picture_the_masks_are_shown(self) -> None:
@@ -219,6 +229,12 @@ class TestMaps:
         ]
         assert seen == [[False, False, True, True], [True, True, False, False], [True, True, True, True]]
         assert sky not in [colour_of(place) for place in range(6)]
+
+    def test_pasted_things_are_numbered_as_they_are_mentioned(self) -> None:
+        labels, second = np.full((S, S), GRASS), np.zeros((S, S), np.int64)
+        second[8:24, 8:24] = 2
+        page = drawing._map_panel(shown(), "", labels, second, bare=False)
+        assert (count_of(page, colour_of(0)), count_of(page, colour_of(2)) > PICTURE**2 / 8) == (0, True)
 
     def test_what_nobody_knows(self) -> None:
         stuff, things, whole = drawing._maps(shown(nothing_found(composed())))

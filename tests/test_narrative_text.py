@@ -142,7 +142,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_annotator_tags_and_empty_traces_are_not_written() -> None:
     traced = read_narrative(json.dumps(published()))
     full = Narrative(7, traced.caption, traced.utterances, [*traced.traces, np.empty((0, 3))], ("dog",) * 4)
-    assert same(read_narrative(narrative_json(full)), traced)
+    text = narrative_json(full)
+    assert same(read_narrative(text), traced) and "[]" not in text and "tags" not in text
 
 
 NO_WORDS = "the narrative has no words; write what the picture should show."

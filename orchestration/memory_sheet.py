@@ -19,6 +19,7 @@ from models.cpgan.memory import Memory, entries_of
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import CaptionedPictures
 from orchestration.data.lettering import FINE, PAPER, Colour
+from orchestration.data.panels import enlarged
 from orchestration.data.vocabulary import Vocabulary, load_vocabulary
 from orchestration.data.word_encoder import VOCABULARY
 from orchestration.errors import RequestError
@@ -190,18 +191,18 @@ def _said(known: Known) -> str:
 
 
 def _tiles(picture: NDArray[np.uint8], region: Region) -> tuple[Tile, Tile]:
-    """The picture (H,W,3) with the region's box, and the region."""
-    height, width = picture.shape[:2]
-    side = TILE * FINE
-    whole = Image.fromarray(picture).resize((side, side), _resample(width))
+    """The picture (S,S,3) with the region's box, and the region."""
+    size, side = len(picture), TILE * FINE
+    whole = enlarged(Image.fromarray(picture), side)
     x0, y0, x1, y1 = (round(edge * (side - 1)) for edge in region.box)
     pen = ImageDraw.Draw(whole)
     for colour, line in ((PAPER, 3 * FINE), (FOUND, 2 * FINE)):  # seen on any ground
         pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
-    left, right = _cut(region.box[0] * width, region.box[2] * width, width)
-    top, bottom = _cut(region.box[1] * height, region.box[3] * height, height)
+    left, right = _cut(region.box[0] * size, region.box[2] * size, size)
+    top, bottom = _cut(region.box[1] * size, region.box[3] * size, size)
     part = Image.fromarray(picture[top:bottom, left:right])
-    cut = ImageOps.pad(part, (side, side), _resample(max(part.size)), PAPER)
+    resample = Image.Resampling.NEAREST if max(part.size) < side else Image.Resampling.LANCZOS
+    cut = ImageOps.pad(part, (side, side), resample, PAPER)
     return (
         Tile(np.asarray(whole), f"image {region.image_id}"),
         Tile(np.asarray(cut), f"attention {region.attention:.2f}"),
@@ -215,7 +216,3 @@ def _cut(low: float, high: float, size: int) -> tuple[int, int]:
         low = min(max(0.0, (low + high - least) / 2), size - least)
         high = low + least
     return int(low), min(size, max(int(np.ceil(high)), int(low) + 1))
-
-
-def _resample(size: int) -> Image.Resampling:
-    return Image.Resampling.NEAREST if size < TILE * FINE else Image.Resampling.LANCZOS

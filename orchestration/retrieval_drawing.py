@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from orchestration.data import lettering
-from orchestration.data.lettering import FINE, HEADING, INK, PAPER, QUIET, SMALL, Colour, Word, font, text_block
+from orchestration.data.lettering import FINE, INK, PAPER, QUIET, SMALL, Colour, Word, font, text_block
 from orchestration.data.overlays import colour_of
+from orchestration.data.panels import PALE, enlarged, fitted, sheet
 
 SHOWN = 8
 """Candidates of an object on the sheet; what was chosen beyond them is shown too."""
-PALE: Colour = (215, 215, 215)
 
 Pixels = NDArray[np.uint8]
 Rectangle = tuple[float, float, float, float]
@@ -23,7 +23,7 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture (H,W,3) of a graph. chosen: of each object, which candidate, -1 where there is none; image_ids: the
+    """One picture (S,S,3) of a graph. chosen: of each object, which candidate, -1 where there is none; image_ids: the
     training pictures that those are from."""
 
     seed: int
@@ -73,7 +73,7 @@ class Retrieval:
 # The sheet, in pixels before it is made smaller
 
 TILE, PICTURE, GRAPH = 64 * FINE, 152 * FINE, 240 * FINE
-GAP, WIDE, MARGIN = 6 * FINE, 22 * FINE, 16 * FINE
+GAP, WIDE = 6 * FINE, 22 * FINE
 BELOW, LINE = lettering.line_height(SMALL), 3 * FINE
 ROW = TILE + BELOW + GAP
 
@@ -85,16 +85,7 @@ def retrieval_sheet(
     across = max(len(_shown(one, thing)) for one in found for thing in range(len(one.objects)))
     names = max(lettering.width_of(name) for one in found for name in one.objects) + 2 * GAP
     blocks = [_block(one, photographs, round(names), across) for one in found]
-    width = max(block.width for block in blocks) + 2 * MARGIN
-    told = text_block([Word(word, QUIET) for word in about.split()], width - 2 * MARGIN)
-    top = MARGIN + 26 * FINE + told.height + MARGIN
-    sheet = Image.new("RGB", (width, top + sum(block.height + MARGIN for block in blocks)), PAPER)
-    ImageDraw.Draw(sheet).text((MARGIN, MARGIN), title, fill=INK, font=font(HEADING))
-    sheet.paste(told, (MARGIN, MARGIN + 26 * FINE))
-    for block in blocks:
-        sheet.paste(block, (MARGIN, top))
-        top += block.height + MARGIN
-    return sheet.reduce(FINE)
+    return sheet(title, about, blocks, max(block.width for block in blocks))
 
 
 def _shown(one: Retrieval, thing: int) -> list[int]:
@@ -145,14 +136,14 @@ def _block(one: Retrieval, photographs: Mapping[int, Pixels], names: int, across
                 continue
             box = one.candidates[thing][sample.chosen[thing]].box
             block.paste(_with_box(photographs[image_id], box, colour_of(thing)), (x, y))
-            say(_fitted(f"image {image_id}", TILE + GAP), x, y + TILE)
+            say(fitted(f"image {image_id}", TILE + GAP, SMALL), x, y + TILE)
         x += TILE + GAP
         say(f"drawn, seed {sample.seed}", x, colour=INK)
-        block.paste(_enlarged(Image.fromarray(sample.picture), PICTURE), (x, top))
+        block.paste(enlarged(Image.fromarray(sample.picture), PICTURE), (x, top))
         x += PICTURE + WIDE
     for picture in real:
         say("real", x)
-        block.paste(_enlarged(picture, PICTURE), (x, top))
+        block.paste(enlarged(picture, PICTURE), (x, top))
         pen.rectangle((x, top, x + PICTURE - 1, top + PICTURE - 1), outline=INK, width=LINE)
     return block
 
@@ -160,7 +151,7 @@ def _block(one: Retrieval, photographs: Mapping[int, Pixels], names: int, across
 def _candidate(block: Image.Image, one: Retrieval, thing: int, place: int, corner: tuple[int, int]) -> None:
     """A patch: framed in its object's colour with the seeds that chose it, pale where none did."""
     x, y = corner
-    patch = _enlarged(Image.fromarray(one.candidates[thing][place].patch), TILE)
+    patch = enlarged(Image.fromarray(one.candidates[thing][place].patch), TILE)
     seeds = [sample.seed for sample in one.samples if sample.chosen[thing] == place]
     block.paste(patch if seeds else Image.blend(patch, Image.new("RGB", patch.size, PAPER), 0.45), corner)
     if not seeds:
@@ -170,20 +161,7 @@ def _candidate(block: Image.Image, one: Retrieval, thing: int, place: int, corne
     pen.rectangle(around, outline=colour_of(thing), width=LINE + FINE)
     every = len(seeds) == len(one.samples) > 1
     said = "every seed" if every else f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    pen.text((x, y + TILE + FINE), _fitted(said, TILE + GAP), fill=INK, font=font(SMALL))
-
-
-def _fitted(text: str, width: float) -> str:
-    if lettering.width_of(text, SMALL) <= width:
-        return text
-    while text and lettering.width_of(f"{text}…", SMALL) > width:
-        text = text[:-1]
-    return f"{text}…"
-
-
-def _enlarged(picture: Image.Image, side: int) -> Image.Image:
-    few = picture.width < side
-    return picture.resize((side, side), Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS)
+    pen.text((x, y + TILE + FINE), fitted(said, TILE + GAP, SMALL), fill=INK, font=font(SMALL))
 
 
 def _rectangle(box: Sequence[float], side: int) -> Rectangle:
@@ -193,7 +171,7 @@ def _rectangle(box: Sequence[float], side: int) -> Rectangle:
 
 
 def _with_box(photograph: Pixels, box: Sequence[float], colour: Colour) -> Image.Image:
-    drawing = _enlarged(Image.fromarray(photograph), TILE)
+    drawing = enlarged(Image.fromarray(photograph), TILE)
     pen = ImageDraw.Draw(drawing)
     for shade, line in ((PAPER, LINE), (colour, 2 * FINE)):  # seen on any ground
         pen.rectangle(_rectangle(box, TILE), outline=shade, width=line)

@@ -1,9 +1,12 @@
 """What tests of tagging share: small labelled pictures with narratives, and a small BERT that learns in seconds."""
 
 import io
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,18 +15,25 @@ from PIL import Image
 from torch import Tensor
 
 from models.contract import Batch, Given, Nets, StepContext
-from models.encoders.bert import NO_WEIGHTS, BertSettings
+from models.encoders.bert import NO_WEIGHTS, BertSettings, own_tokenizer
+from models.encoders.text import quiet_loading
 from models.parallel import OneRank
-from models.trecs.bert_tagger import NET, BertTagger, BertTaggerConfig
+from models.trecs.bert_tagger import NET, BertTagger, BertTaggerConfig, TaggerNet
 from orchestration.data.coco_stuff import LABEL_OF
 from orchestration.data.records import Dataset, ImageRecord, Instance, Narrative, Utterance
-from orchestration.narratives.tagged_words import StoredTaggedWords
+from orchestration.narratives.tagged_words import MARKS, StoredTaggedWords, cut, marks, windows
 from orchestration.stages import Stage, ensure
 
 CLASSES = ("cat", "dog", "grass", "sky-other")
 """Names of COCO-Stuff, in the order in which these tests number them."""
 BERT = BertSettings(name=NO_WEIGHTS, width=16, layers=2, heads=2, inner_width=32, pieces=120, positions=64)
 SMALL = BertTaggerConfig(bert=BERT, max_pieces=32)
+SENTENCE = "a big red cat sits on the green grass under a grey sky and near the dog"
+WORDS = Counter(SENTENCE.split())
+TOKENS = own_tokenizer(WORDS, BERT.pieces)
+"""The word pieces of these words."""
+SHORT = [["a", "big", "cats"], ["Grass,", "\u200d", "-", "sky"], ["the", "red", "dog", "near", "the", "cat"]]
+"""Narratives, one with a word without pieces."""
 
 
 def store_in(folder: Path) -> Callable[[Stage], Path]:
@@ -79,6 +89,66 @@ def without_traces(dataset: Dataset) -> Dataset:
         for record in dataset.records
     )
     return replace(dataset, records=records, digest="e" * 64)
+
+
+def stored_pieces(
+    tokenizer: Any, narratives: Sequence[Sequence[str]], labels: Sequence[Sequence[int]], longest: int
+) -> StoredTaggedWords:
+    """In memory, as the stage stores them."""
+    begin, end = marks(tokenizer)
+    pieces, first, taught, counts = [], [], [], []
+    for found, tags in zip(cut(tokenizer, narratives, longest - MARKS), labels, strict=True):
+        words = windows(found.sizes, longest - MARKS)[0][1]
+        kept = int(found.sizes[:words].sum())
+        begins = 1 + found.ends[:words] - found.sizes[:words]
+        pieces.append(np.array([begin, *found.ids[:kept], end]))
+        first.append(np.isin(np.arange(kept + MARKS), begins))
+        taught.append(np.full(kept + MARKS, -1))
+        taught[-1][begins] = tags[:words]
+        counts.append(kept + MARKS)
+    return StoredTaggedWords(
+        np.concatenate(pieces).astype(np.int32),
+        np.concatenate(first),
+        np.concatenate(taught).astype(np.int32),
+        np.cumsum([0, *counts]),
+        max(counts),
+    )
+
+
+def stored_words(narratives: Sequence[Sequence[str]], labels: Sequence[Sequence[int]]) -> StoredTaggedWords:
+    return stored_pieces(TOKENS, narratives, labels, 64)
+
+
+def saved_bert(folder: Path) -> Path:
+    """A tiny BERT as transformers saves it, in that folder."""
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(1)
+    with quiet_loading():
+        BertModel(BertConfig(vocab_size=120, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=TOKENS, pad_token="[PAD]", cls_token="[CLS]").save_pretrained(folder)
+    return folder
+
+
+def bert_at(folder: Path, **changes: Any) -> BertSettings:
+    """Settings of a BERT that is in a folder."""
+    return BERT.model_copy(update={"name": str(folder), **changes})
+
+
+def bert_copy(bert: Path, folder: Path, **config: Any) -> Path:
+    """Into another folder, described otherwise."""
+    for file in bert.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    described = json.loads((bert / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(described))
+    return folder
+
+
+def built(config: BertTaggerConfig = SMALL, names: Sequence[str] = CLASSES) -> TaggerNet:
+    """A tagger that was taught nothing."""
+    torch.manual_seed(0)
+    return cast(TaggerNet, BertTagger().build(config, Given(classes=len(names), class_names=tuple(names)))[NET])
 
 
 def context_of(generator: torch.Generator, count: int) -> StepContext:

@@ -7,10 +7,23 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from orchestration.data import lettering
-from orchestration.data.lettering import FINE, INK, PAPER, QUIET, SMALL, TEXT, Colour, Word, font, text_block
+from orchestration.data.lettering import FINE, HEADING, INK, PAPER, QUIET, SMALL, TEXT, Colour, Word, font, text_block
 
-GAP = 10 * FINE
+GAP, MARGIN = 10 * FINE, 16 * FINE
 PALE: Colour = (215, 215, 215)
+
+
+def sheet(title: str, about: str, blocks: Sequence[Image.Image], width: int) -> Image.Image:
+    """A whole sheet, made smaller by FINE: title, what is told of it, and blocks of that width one below the other."""
+    told = text_block([Word(word, QUIET) for word in about.split()], width)
+    top = MARGIN + 26 * FINE + told.height + MARGIN
+    page = Image.new("RGB", (width + 2 * MARGIN, top + sum(block.height + MARGIN for block in blocks)), PAPER)
+    ImageDraw.Draw(page).text((MARGIN, MARGIN), title, fill=INK, font=font(HEADING))
+    page.paste(told, (MARGIN, MARGIN + 26 * FINE))
+    for block in blocks:
+        page.paste(block, (MARGIN, top))
+        top += block.height + MARGIN
+    return page.reduce(FINE)
 
 
 def column(parts: Sequence[Image.Image], gap: int) -> Image.Image:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions
 from orchestration.data.lettering import FINE, HEADING, INK, PAPER, QUIET, SMALL, Colour, Word, font, text_block
+from orchestration.data.panels import enlarged
 from orchestration.data.sources import SCENES, parse_source
 from orchestration.errors import RequestError
 from orchestration.evaluation.feature_views import FEATURES, open_feature_view
@@ -44,7 +45,7 @@ Pictures = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A picture (H,W,3), what stands below it, and the colour of its frame."""
+    """A picture (S,S,3), what stands below it, and the colour of its frame."""
 
     pixels: Pictures
     below: str = ""
@@ -95,9 +96,8 @@ def picture_sheet(title: str, about: str, heads: Sequence[str], lines: Sequence[
 
 
 def _put(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, x: int, y: int) -> None:
-    image, side = Image.fromarray(tile.pixels), TILE * FINE
-    enlarge = Image.Resampling.NEAREST if image.width < side else Image.Resampling.LANCZOS
-    sheet.paste(image.resize((side, side), enlarge), (x, y))
+    side = TILE * FINE
+    sheet.paste(enlarged(Image.fromarray(tile.pixels), side), (x, y))
     if tile.frame is not None:
         pen.rectangle((x, y, x + side - 1, y + side - 1), outline=tile.frame, width=3 * FINE)
     pen.text((x, y + side + FINE), tile.below, fill=tile.frame or QUIET, font=font(SMALL))

@@ -14,16 +14,15 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from orchestration.data import lettering
-from orchestration.data.lettering import FINE, HEADING, INK, PAPER, QUIET, SMALL, TEXT, Colour, Word, font, text_block
+from orchestration.data.lettering import FINE, INK, PAPER, QUIET, SMALL, TEXT, Colour, Word, font, text_block
 from orchestration.data.overlays import colour_of
-from orchestration.data.panels import GAP, PALE, column, enlarged, fitted, note, panel, row, section
+from orchestration.data.panels import GAP, MARGIN, PALE, column, enlarged, fitted, note, panel, row, section, sheet
 from orchestration.narratives.composed import Composed, Mention
 
 Pixels = NDArray[np.uint8]
 
 WIDTH, PICTURE, TRACE = 1400 * FINE, 176 * FINE, 264 * FINE
-WIDE, MARGIN = 26 * FINE, 16 * FINE
-LINE = 2 * FINE
+WIDE, LINE = 26 * FINE, 2 * FINE
 UNKNOWN: Colour = (190, 190, 190)
 SILENT: Colour = (110, 110, 110)
 LEGEND = (
@@ -68,16 +67,7 @@ def narrative_sheet(title: str, about: str, shown: Sequence[Shown]) -> Pixels:
 
     about: what is told below the title; how the sheet is read follows it.
     """
-    blocks = [_block(one) for one in shown]
-    told = text_block([Word(word, QUIET) for word in (*about.split(), *LEGEND.split())], WIDTH)
-    top = MARGIN + 26 * FINE + told.height + MARGIN
-    sheet = Image.new("RGB", (WIDTH + 2 * MARGIN, top + sum(block.height + MARGIN for block in blocks)), PAPER)
-    ImageDraw.Draw(sheet).text((MARGIN, MARGIN), title, fill=INK, font=font(HEADING))
-    sheet.paste(told, (MARGIN, MARGIN + 26 * FINE))
-    for block in blocks:
-        sheet.paste(block, (MARGIN, top))
-        top += block.height + MARGIN
-    return np.asarray(sheet.reduce(FINE))
+    return np.asarray(sheet(title, f"{about} {LEGEND}", [_block(one) for one in shown], WIDTH))
 
 
 def _block(one: Shown) -> Image.Image:

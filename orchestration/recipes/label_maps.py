@@ -108,8 +108,8 @@ def spade_scenes() -> Experiment:
 def ccfpse_scenes() -> Experiment:
     """CC-FPSE at 64 px on easy scenes: minutes on two cores.
 
-    Label maps say which thing is where, and nothing of colours. No published number. Seen, once, at 27 pictures a second
-    in one process: FID 386 (scenes-net, 500 pictures), thing .26 (chance .17): it learns more slowly than SPADE here.
+    Label maps say which thing is where, and nothing of colours. No published number. Seen, once, at 27 pictures a
+    second in one process: FID 386 (scenes-net, 500 pictures), thing .26 (chance .17): it learns more slowly than SPADE.
     Command: t2i train ccfpse_scenes --workers 2
     """
     return Experiment(

@@ -136,9 +136,9 @@ def trecs_scenes() -> Experiment:
     """TReCS at 64 px on easy scenes: minutes on two cores.
 
     Six things in six colours, up to three a picture, four backgrounds; label maps say nothing of colours. SPADE paints,
-    which learns sooner than CC-FPSE. Transitions have the power 4, at which the HMM's tags are best here. Seen, once, in
-    10 minutes on two cores that others used too: FID 122 (scenes-net, 500 pictures), background .96 (chance .25), thing
-    .40 (.17); recall@1 of an image .54.
+    which learns sooner than CC-FPSE. Transitions have the power 4, at which the HMM's tags are best here. Seen, once,
+    in 10 minutes on two cores that others used too: FID 122 (scenes-net, 500 pictures), background .96 (chance .25),
+    thing .40 (.17); recall@1 of an image .54.
     Command: t2i train trecs_scenes --workers 2
     """
     laptop, small = trecs_laptop(), small_training(8)

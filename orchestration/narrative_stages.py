@@ -13,12 +13,14 @@ from models.trecs.config import TReCSConfig
 from models.trecs.system import DUAL_ENCODER, misfit
 from orchestration.data.label_names import LabelNames
 from orchestration.data.records import Dataset
+from orchestration.data.word_encoder import opening
 from orchestration.errors import RequestError
 from orchestration.label_stages import LabelStages
 from orchestration.narratives.reader import BANK, ENCODER, INDEX, PARTS, TAGGER, NarrativeReader
 from orchestration.narratives.settings import NarrativeSettings
 from orchestration.narratives.simulated import simulate_traces
 from orchestration.narratives.telling import told
+from orchestration.requirements import needs_of
 from orchestration.stages import Progress, Stage, write_atomically
 from orchestration.training.state import LABELS
 
@@ -43,8 +45,8 @@ class NarrativeStages:
         self._labels = LabelStages(preparation)
 
     def told(self, dataset: Dataset) -> Dataset:
-        """A split whose captions are its narratives, with simulated traces where these are asked for."""
-        return told(simulate_traces(dataset, self.settings))
+        """A split whose captions are its narratives, with simulated traces where these are asked for and read."""
+        return told(simulate_traces(dataset, self.settings) if self.draws or self.tagged else dataset)
 
     @property
     def names(self) -> LabelNames:
@@ -136,8 +138,10 @@ class NarrativeStages:
         """The masks of the training pictures."""
         from orchestration.narratives.mask_bank import mask_bank_stage
 
-        side = self._model.resolution
-        return mask_bank_stage(self._train, side, self.names.classes, self._processes)
+        experiment, side = self.preparation.experiment, self._model.resolution
+        # Masks are the same whatever trace is simulated.
+        train = told(self.preparation.published(experiment.data.train_split).having(needs_of(experiment)))
+        return mask_bank_stage(train, side, self.names.classes, self.preparation.processes)
 
     def index(self) -> Stage:
         """The training pictures as the dual encoder sees them."""
@@ -186,7 +190,7 @@ class NarrativeStages:
 
         model, classes = self._model, self.names.classes
         if model.masks == "true_masks":
-            return true_canvases_stage(dataset, model.resolution, classes, self._processes)
+            return true_canvases_stage(dataset, model.resolution, classes, self.preparation.processes)
         tags, ensure = self._tags(dataset), self.preparation.ensure
 
         def composing() -> Composing:
@@ -208,8 +212,7 @@ class NarrativeStages:
             preparation.ensure(self.bank()).resolve(),
             preparation.ensure(self.index()).resolve(),
             preparation.part(DUAL_ENCODER).resolve(),
-            preparation.experiment.text,
-            preparation.home.encoders.resolve(),
+            opening(preparation.experiment.text, preparation.home.encoders),
             self._model,
             self.settings.min_radius,
             self._device,

@@ -1,6 +1,6 @@
 """A checkpoint ready to draw: prompts and seeds in, pictures out. Serving and `t2i` share it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -139,9 +139,12 @@ class Painter:
     def probes(self) -> Sequence[tuple[str, int]] | None:
         """Prompts and seeds that stand for all there may be: a short one, an ordinary one, the longest. None where any
         words will do."""
-        if not isinstance(self.encoder, GraphReader):
-            return None
-        return list(zip(graph_prompts(self.encoder, self.patches), (1, 2, 3), strict=True))
+        prompts: Iterable[str] | None = None
+        if isinstance(self.encoder, GraphReader):
+            prompts = graph_prompts(self.encoder, self.patches)
+        elif isinstance(self.encoder, NarrativeReader):
+            prompts = self.encoder.probes
+        return None if prompts is None else list(zip(prompts, (1, 2, 3), strict=True))
 
     def check(self, prompt: str) -> None:
         """RequestError for a prompt that nothing can be drawn of."""

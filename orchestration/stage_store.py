@@ -11,6 +11,8 @@ from typing import Any
 
 from orchestration.errors import RequestError
 from orchestration.home import Home
+from orchestration.narratives.reader import PARTS, read_parts
+from orchestration.registry import ARTIFACTS
 from orchestration.stages import (
     BEGUN,
     DamagedStage,
@@ -26,6 +28,7 @@ from orchestration.stages import (
     read_manifest,
     read_records,
 )
+from orchestration.training.state import TEXT
 
 PREPARED = "prepared.json"
 """In a run's or trial's folder: the paths of all that it reads, and so the stages it refers to."""
@@ -92,7 +95,8 @@ def _plain(begun: Path) -> Path:
 
 
 def referring(home: Home) -> dict[str, list[str]]:
-    """Names of stages that runs and campaigns' trials refer to, each with those runs (relative to the home).
+    """Names of stages that runs, campaigns' trials and registered models refer to, each with these (relative to the
+    home).
 
     A part's own run, which has the stage's name, refers to it. Raises RequestError when a run's list is broken.
     """
@@ -113,7 +117,16 @@ def referring(home: Home) -> dict[str, list[str]]:
         names |= {part for text in _strings(values) for part in Path(text).parts if _STAGE.fullmatch(part)}
         for name in names:
             found.setdefault(name, []).append(said)
+    for file in _registered(home):
+        for name in read_parts(file.parent).values():
+            found.setdefault(name, []).append(str(file.parents[1].relative_to(home.root)))
     return found
+
+
+def _registered(home: Home) -> list[Path]:
+    """What the checkpoints of registered models name that read narratives with stages of the home."""
+    pattern = f"{TEXT}/{PARTS}"
+    return sorted([*home.root.glob(f"champions/*/{pattern}"), *(home.root / ARTIFACTS).rglob(pattern)])
 
 
 def _runs(home: Home) -> list[Path]:

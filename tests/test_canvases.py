@@ -241,7 +241,7 @@ class TestRefusals:
         records[5] = replace(record, narratives=(record.narratives[0], broken, *record.narratives[2:]))
         changed = replace(data, records=tuple(records))
         assert refusal(lambda: write_canvases(tmp_path, changed, composing(data, bank), "depends", quiet)) == (
-            f"trace 0 of narrative 1 of image {record.image_id} has a point that is no number (point 0); leave that "
+            f"trace 0 of narrative 2 of image {record.image_id} has a point that is no number (point 0); leave that "
             "point out."
         )
 

@@ -3,6 +3,7 @@ a sweep makes anew, and kills."""
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.encoders.text import TextEncoder
 from orchestration.data.label_maps import LabelReader
 from orchestration.data.records import ImageRecord, Narrative
 from orchestration.errors import RequestError
 from orchestration.evaluation.looking import drawer
 from orchestration.home import Home
+from orchestration.narrative_stages import NarrativeStages
+from orchestration.narratives import canvases, mask_bank
 from orchestration.narratives.canvases import open_canvases
 from orchestration.narratives.composed import Composed
 from orchestration.narratives.corpus import open_corpus, word_key
@@ -29,7 +33,9 @@ from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared
 from orchestration.readers import checkpoint_encoder, vocabulary_digest
 from orchestration.requirements import require_weights
+from orchestration.serving.painting import InvariantBatches
 from orchestration.stage_graph import read_graph
+from orchestration.stage_store import referring
 from orchestration.stages import file_sha256, read_records
 from orchestration.training.state import Checkpoint, load_for_sampling, open_checkpoint
 from tests.cascade_drill import killed_as_calm, train
@@ -137,6 +143,18 @@ def test_what_a_sweep_makes_anew(changes: dict[str, Any], made: set[str], keys: 
     """Exactly these; all else is shared. The mask bank and the pictures are in none."""
     graph = Preparation(EXPERIMENT.replace(changes), home).graph()
     assert {stage.name for stage in graph if stage.folder_name not in keys} == made
+
+
+def test_a_registered_model_keeps_what_it_reads_narratives_with(checkpoint: Checkpoint, home: Home) -> None:
+    """Also where its run is gone."""
+    champion = home.root / "champions" / "trecs-1"
+    shutil.copytree(checkpoint.folder, champion)
+    try:
+        refers = {name for name, by in referring(home).items() if "champions/trecs-1" in by}
+    finally:
+        shutil.rmtree(champion)
+    kinds = {name.rpartition("-")[0] for name in refers}
+    assert kinds == {"bert_on_hmm", "dual_encoder", "retrieval-index", "mask-bank"}
 
 
 @pytest.mark.parametrize(
@@ -318,6 +336,52 @@ def test_the_hmm_reads_words_too(prepared: Prepared, home: Home) -> None:
     assert [reader.names.classes[tags[word]] for word in ("house.", "grass.")] == ["house", "grass"]
     with pytest.raises(RequestError, match="has no word that the HMM knows"):
         reader.check("quaternions")
+
+
+def test_a_run_that_reads_words_by_the_hmm_is_served(prepared: Prepared, home: Home) -> None:
+    """What serving tries a painter with is of words that the HMM knows."""
+    experiment = EXPERIMENT.replace({"model.labeler": "hmm"})
+    found = Preparation(experiment, home, train_part=train).everything()
+    kept = open_checkpoint(train(experiment, found, home.runs / experiment.run_name))
+    painter = Painter.load(kept.folder, home.root)
+    assert painter.probes is not None
+    for prompt, _ in painter.probes:
+        painter.check(prompt)
+    assert InvariantBatches(painter, 2).sizes
+
+
+def test_composers_are_opened_from_any_current_folder(
+    prepared: Prepared, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have another one than the command, whose text encoder was named from there."""
+    [encoder] = home.encoders.iterdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "encoder").symlink_to(encoder.resolve())
+    stages = Preparation(EXPERIMENT.replace({"text.name": "./encoder"}), home).narratives
+    assert stages is not None
+    for kind, name in ((NarrativeStages, "bank"), (NarrativeStages, "index")):
+        monkeypatch.setattr(kind, name, lambda self: None)
+    for name in ("ensure", "part"):
+        monkeypatch.setattr(Preparation, name, lambda self, asked: tmp_path)
+    monkeypatch.chdir(tmp_path / "here")
+    opens = stages.open_composer()
+    monkeypatch.chdir(tmp_path)
+    assert opens.text().digest == TextEncoder(EXPERIMENT.text, home.encoders).digest
+
+
+def test_masks_are_read_by_all_cores_beside_a_gpu(
+    prepared: Prepared, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No net looks at them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = dict[str, Any]()
+    for module, name, place in ((mask_bank, "mask_bank_stage", 3), (canvases, "true_canvases_stage", 3)):
+        monkeypatch.setattr(module, name, lambda *given, name=name, place=place: asked.update({name: given[place]}))
+    stages = Preparation(EXPERIMENT.replace({"model.masks": "true_masks"}), home).narratives
+    assert stages is not None
+    stages.bank()
+    stages.canvases(stages.preparation.dataset("val"))
+    assert [processes() for processes in asked.values()] == [stages.preparation.processes()] * 2 != [1, 1]
 
 
 def contents(home: Home) -> dict[str, str]:

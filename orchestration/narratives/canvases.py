@@ -208,7 +208,7 @@ class _Composing:
     def __call__(self, items: range) -> dict[str, NDArray[Any]]:
         records, owners, names, narratives = self.records(items), [], [], []
         for record in records:
-            for number, narrative in enumerate(record.narratives or ()):
+            for number, narrative in enumerate(record.narratives or (), 1):
                 owners.append(record.image_id)
                 names.append(f"narrative {number} of image {record.image_id}")
                 narratives.append(narrative)

@@ -1,6 +1,6 @@
 """How what canvases are composed with is opened, in any process: folders and settings, which cross between them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.encoders.image import WeightsMissing
-from models.encoders.text import TextEncoder, TextEncoderSettings
+from models.encoders.text import TextEncoder
 from models.trecs.config import TReCSConfig
 from orchestration.errors import RequestError
 from orchestration.narratives.composer import Composer
@@ -20,7 +20,8 @@ from orchestration.narratives.retrieval_index import Retriever
 
 @dataclass(frozen=True, slots=True)
 class OpenComposer:
-    """Opens a composer. bank, index, encoder: folders of stages; encoders: where packaged text encoders are unpacked.
+    """Opens a composer. bank, index, encoder: folders of stages; text: opens what the dual encoder reads narratives
+    with, such as `orchestration.data.word_encoder.opening`.
 
     Called, it raises RequestError for what cannot be read or does not fit together.
     """
@@ -28,15 +29,14 @@ class OpenComposer:
     bank: Path
     index: Path
     encoder: Path
-    text: TextEncoderSettings
-    encoders: Path
+    text: Callable[[], TextEncoder]
     model: TReCSConfig
     min_radius: float
     device: str = "cpu"
 
     def __call__(self) -> Composer:
         try:
-            text = TextEncoder(self.text, self.encoders).to(self.device)
+            text = self.text().to(self.device)
         except WeightsMissing as error:
             raise RequestError(f"text.name: {error}") from error
         bank = MaskBank.open(self.bank)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from models.trecs.config import TReCSConfig
 from orchestration.config import Experiment
 from orchestration.data.label_names import LabelNames
 from orchestration.data.records import Narrative
+from orchestration.data.word_encoder import opening
 from orchestration.errors import RequestError
 from orchestration.home import Home
 from orchestration.narratives.settings import NarrativeSettings
@@ -36,7 +38,8 @@ TagWords = Callable[[Sequence[tuple[str, ...]]], list[NDArray[np.int64]]]
 class NarrativeReader:
     """Stands where other systems have a text encoder: tags, retrieves and composes.
 
-    The mask bank, its index, the dual encoder and the tagger are stages of the home. folder: names them.
+    The mask bank, its index, the dual encoder and the tagger are stages of the home. folder: names them; words: of
+    which a narrative must have one, None where any will do.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class NarrativeReader:
     digest: str
     tag: TagWords
     composer: "Composer"
+    words: Sequence[str] | None = None
 
     @classmethod
     def open(cls, folder: Path, experiment: Experiment, home: Home, device: str = "cpu") -> "NarrativeReader":
@@ -55,8 +59,10 @@ class NarrativeReader:
         model, settings = experiment.model, experiment.narratives or NarrativeSettings()
         assert isinstance(model, TReCSConfig)
         there = {what: _reopened(name, home, experiment.recipe) for what, name in read_parts(folder).items()}
+        words: Sequence[str] | None = None
         if model.labeler == "hmm":
             hmm = open_hmm(there[TAGGER], settings.tagger)
+            words = tuple(filter(str.isprintable, hmm.places))
             tag: TagWords = lambda narratives: hmm.tag(narratives, None)  # noqa: E731
         else:
             tag = open_tagger(there[TAGGER], device).tag
@@ -64,13 +70,22 @@ class NarrativeReader:
             there[BANK],
             there[INDEX],
             there[ENCODER],
-            experiment.text,
-            home.encoders,
+            opening(experiment.text, home.encoders),
             model,
             settings.min_radius,
             device,
         )()
-        return cls(folder, LabelNames.open(folder), digest_of(folder), tag, composer)
+        return cls(folder, LabelNames.open(folder), digest_of(folder), tag, composer, words)
+
+    @property
+    def probes(self) -> tuple[str, ...] | None:
+        """Three narratives of words that it knows: of one, of some, and of as many as a person may write. None where
+        any words will do."""
+        from orchestration.narratives.narrative_text import MOST_WORDS
+
+        if self.words is None:
+            return None
+        return tuple(" ".join(islice(cycle(self.words), count)) for count in (1, 12, MOST_WORDS))
 
     @property
     def dim(self) -> int:

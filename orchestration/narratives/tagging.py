@@ -41,12 +41,12 @@ class TrainedTagger:
         without pieces, such as a lone invisible character, has the tag of the word before it, or else after it. Raises
         RequestError for a narrative without a word that has a letter or digit.
         """
-        for number, words in enumerate(narratives, 1):
-            if not any(map(word_key, words)):
+        found = cut(self.tokenizer, narratives, self.longest - MARKS)
+        for number, (words, one) in enumerate(zip(narratives, found, strict=True), 1):
+            if not any(map(word_key, words)) or not one.sizes.any():
                 raise RequestError(
                     f"narrative {number} has no word with a letter or digit; write or say what the picture shows."
                 )
-        found = cut(self.tokenizer, narratives, self.longest - MARKS)
         stretches = [
             (place, first, end)
             for place, one in enumerate(found)

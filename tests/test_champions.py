@@ -305,6 +305,14 @@ class TestRollback:
         client_of(arena.tracker).delete_model_version("xmcgan", "2")
         assert rollback(arena.tracker, arena.home, "xmcgan").champion.version == 1
 
+    def test_it_never_goes_back_to_the_champion_itself(self, arena: Arena) -> None:
+        runs = [arena.run("a", 50), arena.run("b", 40)]
+        for run in (*runs, runs[0]):
+            arena.promote(run, Contest(force=True))
+        client_of(arena.tracker).delete_model_version("xmcgan", "2")
+        with pytest.raises(RequestError, match="no champion before version 1"):
+            rollback(arena.tracker, arena.home, "xmcgan")
+
     def test_a_deleted_version_that_others_name(self, arena: Arena) -> None:
         arena.promote(arena.run("a", 50))
         client_of(arena.tracker).delete_model_version_tag("xmcgan", "1", f"{ENTRY_TAG}0001")

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from orchestration import (
+    champion_commands,
     data_commands,
     evaluation_commands,
     report_commands,
@@ -108,29 +109,6 @@ def train(
     }
 
 
-@command(cli, "promote")
-@click.argument("run", metavar="RUN")
-def promote(app: App, run: str) -> Result:
-    """Make a run's newest checkpoint the champion.
-
-    It becomes a version of its system's registered model, and the one that `t2i serve` loads. RUN is a run's name in
-    HOME/runs, a run folder or a checkpoint folder.
-
-    \b
-    Example: t2i promote xmcgan_scenes32-1a415cbaa832
-    """
-    from orchestration.champions import promote as make_champion
-    from orchestration.runs import find_checkpoint, finished_run
-    from orchestration.training.recorder import last_metrics, read_metrics
-
-    checkpoint, folder = find_checkpoint(app.home, run)
-    tracker = app.tracker()
-    run_id = finished_run(tracker, checkpoint, folder)
-    champion = make_champion(tracker, checkpoint, run_id, last_metrics(read_metrics(folder)))
-    app.say(f"{champion.model} version {champion.version} is the champion: {checkpoint.folder}")
-    return {"model": champion.model, "version": champion.version, "checkpoint_digest": checkpoint.digest}
-
-
 @command(cli, "serve")
 @click.option(
     "--model", default="xmcgan", show_default=True, metavar="NAME", help="Registered model whose champion is served."
@@ -198,6 +176,7 @@ report_commands.add_to(cli)
 reproduce_commands.add_to(cli)
 evaluation_commands.add_to(cli)
 show_commands.add_to(cli)
+champion_commands.add_to(cli)
 cli.add_command(data_commands.data)
 cli.add_command(stage_commands.stages)
 

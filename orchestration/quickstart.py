@@ -1,22 +1,25 @@
 """The main job: data, campaign, training on two workers, judging, promotion, and a picture from the endpoint."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from orchestration.campaigns.campaign import Campaign, Plan, tune
 from orchestration.campaigns.execution import SLOT
 from orchestration.campaigns.points import trial_experiment
 from orchestration.campaigns.settings import CampaignSettings, Objective
+from orchestration.champion_contest import Contest
 from orchestration.champions import champion_checkpoint, promote
 from orchestration.cluster import ray_cluster
 from orchestration.config import Experiment
-from orchestration.errors import RunError
+from orchestration.errors import RequestError, RunError
 from orchestration.evaluation.evaluate import UNTRAINED_ROW, Request, judge_runs
 from orchestration.evaluation.record import by_figure
 from orchestration.evaluation.tables import Table
 from orchestration.home import Home
 from orchestration.progress import Say
 from orchestration.recipes import get_recipe
+from orchestration.registry import ModelVersion
 from orchestration.stages import Progress, write_atomically
 from orchestration.tracking import Tracker
 from orchestration.training.launch import FinishedRun, pretrained_features, train
@@ -54,7 +57,8 @@ def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Pr
         rows = judge_runs(home, tracker, [str(run.folder)], request, untrained=True, progress=progress)
         before, after = (by_figure(rows[name]) for name in (UNTRAINED_ROW, run.folder.name))
         say(Table.of([record for records in rows.values() for record in records]).text())
-        champion = promote(tracker, run.checkpoint, run.run_id, {name: record.value for name, record in after.items()})
+        figures = {name: record.value for name, record in after.items()}
+        champion = challenge(run, figures, home, tracker, say, progress)
         say(f"champion: {champion.model} version {champion.version}; asking Ray Serve for {prompt!r}")
         picture = home.root / "quickstart.png"
         write_atomically(picture, draw_by_endpoint(tracker, home, prompt))
@@ -63,7 +67,7 @@ def quickstart(home: Home, tracker: Tracker, prompt: str, say: Say, progress: Pr
         "png": str(picture),
         "prompt": prompt,
         "champion": f"{champion.model}/{champion.version}",
-        "checkpoint_digest": run.checkpoint.digest,
+        "checkpoint_digest": champion.tags.get("t2i.checkpoint_digest", run.checkpoint.digest),
         "trials": len(campaign.trials),
         "best_params": campaign.best.values,
         "protocol": fid,
@@ -117,6 +121,23 @@ def train_best(
     experiment = trial_experiment(base, load_space(base.system), best.values).replace({"resources.workers": WORKERS})
     say(f"training {experiment.training.kimg:g} kimg at the best point on {WORKERS} workers (trial {best.name})")
     return train(experiment, home, tracker, progress)
+
+
+def challenge(
+    run: FinishedRun, figures: Mapping[str, float], home: Home, tracker: Tracker, say: Say, progress: Progress
+) -> ModelVersion:
+    """Who is champion after the run was offered: it is, unless there is one that is as good or does not compare."""
+    contest = Contest(command="t2i quickstart")
+    try:
+        promotion = promote(tracker, home, run.checkpoint, run.folder, contest, figures, progress)
+    except RequestError as error:
+        champion = tracker.champion(run.checkpoint.experiment.system)
+        if champion is None:
+            raise
+        say(str(error))
+        return champion
+    say(promotion.sentence)
+    return promotion.champion
 
 
 def draw_by_endpoint(tracker: Tracker, home: Home, prompt: str) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from orchestration.errors import RequestError, RunError
 from orchestration.stages import file_sha256, short_hash
@@ -203,6 +203,30 @@ class Registry(Connection):
             if previous is not None:
                 client.set_model_version_tag(model, str(version), PREVIOUS_TAG, str(previous))
             client.set_registered_model_alias(model, CHAMPION, str(version))
+
+    @contextmanager
+    def deciding(self, model: str) -> Iterator[None]:
+        """One process of this home at a time decides on champions: what it reads of them stays so until it has written.
+
+        Raises RunError when another has it for a minute.
+        """
+        lock = self._locked("champion")
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process has been deciding on the champion of {model} for {LOCK_S:g} s: wait for it and repeat"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def tag_version(self, model: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, in place of those of the same name."""
+        with self._talk(f"setting tags of version {version} of {model}") as client:
+            for name, value in tags.items():
+                client.set_model_version_tag(model, str(version), name, value)
 
     def champion(self, model: str) -> ModelVersion | None:
         """The version that carries the alias `champion`, or none."""

@@ -316,6 +316,8 @@ class TestHome:
             ["evaluate", "run"],
             ["show", "run"],
             ["promote", "run"],
+            ["rollback"],
+            ["history"],
             ["serve"],
             ["quickstart"],
         ],

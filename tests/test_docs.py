@@ -30,6 +30,8 @@ RUN_ELSEWHERE = {
     "reproduce": "tests/test_ray_reproduce.py::test_mirrorgans_lambda",
     "show": "tests/test_ray_campaign.py::test_tune_evaluate_show_promote_commands",
     "promote": "tests/test_ray_campaign.py::test_tune_evaluate_show_promote_commands",
+    "rollback": "tests/test_champions.py::test_promote_rollback_history",
+    "history": "tests/test_champions.py::test_promote_rollback_history",
     "serve": "tests/test_ray_campaign.py::test_serve_command",
     "data list": "tests/test_data_commands.py::test_formats",
     "data check": "tests/test_data_commands.py::test_nothing_is_wrong",

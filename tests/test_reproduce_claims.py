@@ -19,7 +19,6 @@ from orchestration.campaigns.reproduce_claims import (
     NORMAL,
     NOT_JUDGED,
     REVERSED,
-    STUDENT,
     WITHIN_NOISE,
     Cell,
     Noise,
@@ -31,6 +30,7 @@ from orchestration.campaigns.reproduce_scales import (
     measures_of,
 )
 from orchestration.errors import RequestError
+from orchestration.evaluation.estimates import STUDENT
 from search_spaces.tables import Claim
 from tests.reproduce_support import MIRRORGAN, PAPER, RISING, XMCGAN, made_report, record
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from orchestration.campaigns.reproduce_scales import Measure
 from orchestration.errors import RequestError
+from orchestration.evaluation.estimates import STUDENT, student
 from orchestration.evaluation.record import MetricRecord, compare
 from search_spaces.tables import Claim
 
@@ -21,12 +22,6 @@ HOLDS, REVERSED, WITHIN_NOISE, NOT_JUDGED = "holds", "reversed", "within noise",
 VERDICTS = (HOLDS, REVERSED, WITHIN_NOISE, NOT_JUDGED)
 
 NORMAL = 1.96
-# 97.5 % quantiles of Student's t for 1, 2, 3 ... degrees of freedom.
-STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ class Noise:
     @property
     def critical(self) -> float:
         """So many standard errors are the noise at 95 %."""
-        return STUDENT[self.freedom - 1] if 0 < self.freedom <= len(STUDENT) else NORMAL
+        return student(self.freedom) if 0 < self.freedom <= len(STUDENT) else NORMAL
 
 
 @dataclass(frozen=True, slots=True)

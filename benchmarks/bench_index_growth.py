@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from bench_prefilter import own_memory_mb
 from numpy.typing import NDArray
-from timing import interleaved, report
+from timing import growth_of_indices, interleaved, report
 
 from orchestration.data.vector_search import IndexSettings, ProductIndex
 
@@ -89,24 +89,13 @@ def main() -> None:
             for kind in asked.kinds:
                 command = [sys.executable, __file__, "--rounds", str(asked.rounds), "--here", str(file), kind]
                 found[kind].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-    exact = [[one[place]["exact_queries_s"] for one in found.values()] for place in range(len(asked.sizes))]
-    growth = asked.sizes[-1] / asked.sizes[0]
-    figures: dict[str, Any] = {}
-    for kind, each in found.items():
-        figures[f"{kind}_queries_s"] = [round(one["queries_s"]) for one in each]
-        figures[f"{kind}_over_exact"] = [round(one["queries_s"] / one["exact_queries_s"], 2) for one in each]
-        figures[f"{kind}_recall"] = [round(one["recall"], 4) for one in each]
-        figures[f"{kind}_build_s"] = [round(one["build_s"], 2) for one in each]
-        figures[f"{kind}_mb"] = [round(one["index_mb"]) for one in each]
-        figures[f"{kind}_growth_ratio"] = each[0]["queries_s"] / each[-1]["queries_s"] / growth
     report(
         benchmark="index_growth",
         pictures=asked.sizes,
         dim=asked.dim,
         embeddings_mb=[round(size * asked.dim * 4 / 1e6) for size in asked.sizes],
         k=K,
-        exact_queries_s=[round(sorted(each)[len(each) // 2]) for each in exact],
-        **figures,
+        **growth_of_indices(found, asked.sizes),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timing import interleaved, report
+from timing import growth_of_indices, interleaved, report
 
 from orchestration.data.patch_search import ByClass, PatchIndex, PreFilterSettings, recall
 
@@ -112,24 +112,13 @@ def main() -> None:
                 command = [sys.executable, __file__, "--rounds", str(asked.rounds), "--here", folder, kind]
                 output = subprocess.run(command, check=True, capture_output=True).stdout
                 found[kind].append(json.loads(output))
-    growth = asked.sizes[-1] / asked.sizes[0]
-    figures: dict[str, Any] = {}
-    for kind, each in found.items():
-        figures[f"{kind}_queries_s"] = [round(one["queries_s"]) for one in each]
-        figures[f"{kind}_over_exact"] = [round(one["queries_s"] / one["exact_queries_s"], 2) for one in each]
-        figures[f"{kind}_recall"] = [round(one["recall"], 4) for one in each]
-        figures[f"{kind}_build_s"] = [round(one["build_s"], 2) for one in each]
-        figures[f"{kind}_mb"] = [round(one["index_mb"]) for one in each]
-        figures[f"{kind}_growth_ratio"] = each[0]["queries_s"] / each[-1]["queries_s"] / growth
-    exact = [[one[place]["exact_queries_s"] for one in found.values()] for place in range(len(asked.sizes))]
     report(
         benchmark="prefilter",
         patches=asked.sizes,
         features_mb=[round(size * WIDTH * 4 / 1e6) for size in asked.sizes],
         k=K,
         queries=[min(size, BLOCK * PICTURE_OBJECTS) for size in asked.sizes],
-        exact_queries_s=[round(sorted(each)[len(each) // 2]) for each in exact],
-        **figures,
+        **growth_of_indices(found, asked.sizes),
     )
 
 

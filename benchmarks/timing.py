@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -22,3 +22,20 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], rounds: int
 def report(**figures: Any) -> None:
     """One JSON line."""
     print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}))
+
+
+def growth_of_indices(found: Mapping[str, Sequence[Mapping[str, float]]], sizes: Sequence[int]) -> dict[str, Any]:
+    """Figures of indices that were measured at several sizes, by kind, each beside the exact search of its own run.
+
+    growth_ratio: how much slower the largest is than the smallest, over how much larger it is.
+    """
+    exact = [sorted(each[place]["exact_queries_s"] for each in found.values()) for place in range(len(sizes))]
+    figures: dict[str, Any] = {"exact_queries_s": [round(each[len(each) // 2]) for each in exact]}
+    for kind, each in found.items():
+        figures[f"{kind}_queries_s"] = [round(one["queries_s"]) for one in each]
+        figures[f"{kind}_over_exact"] = [round(one["queries_s"] / one["exact_queries_s"], 2) for one in each]
+        figures[f"{kind}_recall"] = [round(one["recall"], 4) for one in each]
+        figures[f"{kind}_build_s"] = [round(one["build_s"], 2) for one in each]
+        figures[f"{kind}_mb"] = [round(one["index_mb"]) for one in each]
+        figures[f"{kind}_growth_ratio"] = each[0]["queries_s"] / each[-1]["queries_s"] / (sizes[-1] / sizes[0])
+    return figures

@@ -134,14 +134,18 @@ class NarrativeStages:
         shutil.copyfile(self.preparation.ensure(self._tokenizer()) / TOKENIZER, folder / TOKENIZER)
         shutil.copyfile(self.names.folder / LABELS, folder / LABELS)
 
+    @cached_property
+    def _untraced(self) -> Dataset:
+        """The training pictures as they are told, whatever trace is simulated: masks do not depend on it."""
+        experiment = self.preparation.experiment
+        return told(self.preparation.published(experiment.data.train_split).having(needs_of(experiment)))
+
     def bank(self) -> Stage:
         """The masks of the training pictures."""
         from orchestration.narratives.mask_bank import mask_bank_stage
 
-        experiment, side = self.preparation.experiment, self._model.resolution
-        # Masks are the same whatever trace is simulated.
-        train = told(self.preparation.published(experiment.data.train_split).having(needs_of(experiment)))
-        return mask_bank_stage(train, side, self.names.classes, self.preparation.processes)
+        side = self._model.resolution
+        return mask_bank_stage(self._untraced, side, self.names.classes, self.preparation.processes)
 
     def index(self) -> Stage:
         """The training pictures as the dual encoder sees them."""

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.blocks.graphs import flatten
@@ -178,9 +177,5 @@ def _labels(graph: SceneGraph) -> list[str]:
 
 def _photographs(data: CaptionedPictures, found: Iterable[Retrieval]) -> dict[int, Pixels]:
     """The training pictures (H,W,3) that anything was chosen from, by id."""
-    wanted = sorted(
-        {chosen for one in found for sample in one.samples for chosen in sample.image_ids if chosen is not None}
-    )
-    items = np.flatnonzero(np.isin(data.image_ids, wanted))
-    pixels: Pixels = data.pixels(items).permute(0, 2, 3, 1).numpy()
-    return dict(zip(data.image_ids[items].tolist(), pixels, strict=True))
+    wanted = {chosen for one in found for sample in one.samples for chosen in sample.image_ids if chosen is not None}
+    return data.still_of(wanted)

@@ -7,14 +7,31 @@ from pathlib import Path
 
 import torch
 
+from orchestration.config import Experiment
 from orchestration.evaluation import looking, scenes_net
 from orchestration.evaluation.evaluate import Evaluation, Request
 from orchestration.home import Home
 from orchestration.readers import checkpoint_encoder
+from orchestration.recipes import get_recipe
 from orchestration.training.state import open_checkpoint
+from tests.tiny_inputs import TINY_DIM, write_tiny_bert
 
 SMALL_JUDGE = {"TRAIN_IMAGES": 500, "HELD_OUT_IMAGES": 50, "EPOCHS": 4}
 """Easy scenes need a small judge: seconds of training."""
+
+
+def small_experiment(home: Home, source: str) -> Experiment:
+    """XMC-GAN on easy scenes, as small as it can be, with a tiny BERT in the home."""
+    return get_recipe("xmcgan_scenes32").replace(
+        {
+            "data.source": source,
+            "text.name": str(write_tiny_bert(home.root / "bert")),
+            "model.text_dim": TINY_DIM,
+            "model.channels": 2,
+            "model.noise_dim": 4,
+            "model.sentence_dim": 4,
+        }
+    )
 
 
 def main() -> None:

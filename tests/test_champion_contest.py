@@ -13,12 +13,10 @@ from orchestration.errors import RequestError
 from orchestration.evaluation import scenes_net
 from orchestration.home import Home
 from orchestration.preparation import Preparation
-from orchestration.recipes import get_recipe
 from orchestration.stages import quiet, read_records
 from orchestration.tracking import Tracker
 from orchestration.training.state import Checkpoint, Provenance, initial_state, open_checkpoint, save_checkpoint
-from tests.evaluate_drill import SMALL_JUDGE
-from tests.tiny_inputs import TINY_DIM, write_tiny_bert
+from tests.evaluate_drill import SMALL_JUDGE, small_experiment
 
 CPU = torch.device("cpu")
 SCENES = "scenes:size=32,things=3,colours=3,backgrounds=2,objects=1,train=96,val=16,test=96"
@@ -47,16 +45,7 @@ def home(tracker: Tracker) -> Home:
 
 @pytest.fixture(scope="module")
 def experiment(home: Home) -> Experiment:
-    return get_recipe("xmcgan_scenes32").replace(
-        {
-            "data.source": SCENES,
-            "text.name": str(write_tiny_bert(home.root / "bert")),
-            "model.text_dim": TINY_DIM,
-            "model.channels": 2,
-            "model.noise_dim": 4,
-            "model.sentence_dim": 4,
-        }
-    )
+    return small_experiment(home, SCENES)
 
 
 @pytest.fixture(scope="module")

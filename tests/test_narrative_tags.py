@@ -16,6 +16,7 @@ from models.contract import AdamSettings
 from models.encoders.bert import BertSettings
 from models.trecs.bert_tagger import BertTaggerConfig
 from models.trecs.tagger import TaggerSettings
+from orchestration import mapping
 from orchestration.data.coco_stuff import LABEL_OF, UNLABELLED
 from orchestration.data.hulls import noisy_labels, spoken_phrases
 from orchestration.data.label_maps import LabelReader
@@ -144,8 +145,8 @@ def test_storage_is_faithful(
     with (
         TemporaryDirectory() as folder,
         patch.object(corpus_module, "BLOCK", block),
-        patch.object(corpus_module, "FEW_JOINED", 0),
-        patch.object(corpus_module, "map_blocks", as_others_do),
+        patch.object(mapping, "FEW_JOINED", 0),
+        patch.object(mapping, "map_blocks", as_others_do),
     ):
         if not any(told_of):
             assert refusal(lambda: stage.run(Path(folder), quiet)).startswith("no picture of tiny (train) has a narr")

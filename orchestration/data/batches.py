@@ -1,6 +1,6 @@
 """Batches by position: the samples of the global batch at any point of training, or a rank's part of them."""
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -151,6 +151,12 @@ class CaptionedPictures:
         if seed is None:
             return torch.from_numpy(self.pictures.still(rows))
         return torch.from_numpy(self.drawn(items, _draws(seed, items), self.pictures.transform.flip))
+
+    def still_of(self, image_ids: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+        """(H,W,3) bytes by id: the centre of each of these pictures that is here."""
+        items = np.flatnonzero(np.isin(self.image_ids, list(image_ids)))
+        pixels = self.pixels(items).permute(0, 2, 3, 1).numpy()
+        return dict(zip(self.image_ids[items].tolist(), pixels, strict=True))
 
     def still(self, items: NDArray[np.int64], captions: NDArray[np.int64]) -> Batch:
         """Held-out samples: the centre of these pictures, and of one caption each (B places in the index) the first

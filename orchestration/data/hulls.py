@@ -139,11 +139,23 @@ def noisy_labels(
 
     labels: (H,W), of the picture in any size. TReCS, section 2.1. Raises RequestError as `spoken_phrases` does.
     """
+    phrases, found = phrase_labels(narrative, labels, classes, min_radius, known_only, where)
+    return np.repeat(found, [phrase.end - phrase.first for phrase in phrases])
+
+
+def phrase_labels(
+    narrative: Narrative,
+    labels: NDArray[np.integer],
+    classes: int,
+    min_radius: float = MIN_RADIUS,
+    known_only: bool = True,
+    where: str = "the narrative",
+) -> tuple[tuple[Phrase, ...], NDArray[np.int64]]:
+    """The phrases as they were spoken, and (P,) the majority label of each one's hull; as `noisy_labels`."""
     height, width = labels.shape
     phrases = spoken_phrases(narrative, where)
     hulls = [convex_hull(phrase.points, width, height, min_radius) for phrase in phrases]
-    found = majority_labels(labels, hulls, classes, known_only)
-    return np.repeat(found, [phrase.end - phrase.first for phrase in phrases])
+    return phrases, majority_labels(labels, hulls, classes, known_only)
 
 
 def _checked(narrative: Narrative, where: str) -> tuple[Narrative, tuple[Utterance, ...]]:

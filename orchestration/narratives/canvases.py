@@ -7,7 +7,6 @@ split's captions: record after record, each record's one after the other.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,18 +21,17 @@ from numpy.typing import NDArray
 from models.contract import LabelMaps
 from orchestration.data.array_files import map_arrays, read_about
 from orchestration.data.label_maps import LabelReader
-from orchestration.data.records import Dataset, ImageRecord
+from orchestration.data.records import Dataset
 from orchestration.errors import RequestError
-from orchestration.mapping import MakeWorker, join_blocks, map_blocks, read_block
+from orchestration.mapping import join_blocks, read_block
 from orchestration.narratives.composed import Composed
 from orchestration.narratives.composer import Composer, has_trace
 from orchestration.narratives.record_blocks import (
     ReadRecords,
-    RecordBlocks,
-    held_records,
+    forget_blocks,
+    map_records,
     with_labels,
     with_narratives,
-    write_records,
 )
 from orchestration.narratives.runs import from_runs, to_runs
 from orchestration.stages import Progress, Stage, short_hash, write_atomically
@@ -297,9 +295,11 @@ def write_canvases(
     """
     starts = np.concatenate([[0], _narratives(dataset).cumsum()])
     composer, identity = composing.open_composer(), short_hash([VERSION, dataset.digest, depends])
-    here = partial(_Composing, held_records(dataset), starts, composer, composing.open_tags(), composing.own)
-    elsewhere = partial(_open_composing, _stored(folder, identity), starts, composing)
-    files = _map(folder, dataset, here, elsewhere, with_narratives, identity, progress, workers)
+    here = partial(_Composing, starts=starts, composer=composer, tags=composing.open_tags(), own=composing.own)
+    elsewhere = partial(_open_composing, starts=starts, composing=composing)
+    files = map_records(
+        folder, dataset, BLOCK, with_narratives, here, progress, workers, "canvases", identity, elsewhere
+    )
     join_blocks(files, "image_ids", folder / "image_ids.npy")
     np.save(folder / "rows.npy", np.arange(starts[-1], dtype=np.int64))
     figures = _summary(np.concatenate([read_block(file)["figures"] for file in files]))
@@ -323,9 +323,8 @@ def write_true_canvases(
     counts = _narratives(dataset)
     reader = LabelReader(dataset, classes)
     identity = short_hash([VERSION, dataset.digest, size, list(reader.classes)])
-    here = partial(_Reading, held_records(dataset), reader, size)
-    elsewhere = partial(_Reading, _stored(folder, identity), reader, size)
-    files = _map(folder, dataset, here, elsewhere, with_labels, identity, progress, workers)
+    make = partial(_Reading, reader=reader, size=size)
+    files = map_records(folder, dataset, BLOCK, with_labels, make, progress, workers, "canvases", identity)
     picture_ids = np.concatenate([read_block(file)["picture_ids"] for file in files])
     np.save(folder / "image_ids.npy", np.repeat(picture_ids, counts))
     np.save(folder / "rows.npy", np.repeat(np.arange(len(counts)), counts))
@@ -343,33 +342,9 @@ def _narratives(dataset: Dataset) -> NDArray[np.int64]:
     return counts
 
 
-def _stored(folder: Path, identity: str) -> RecordBlocks:
-    return RecordBlocks((folder / f"records-{identity}.arrow").resolve(), BLOCK)
-
-
-def _open_composing(records: RecordBlocks, starts: NDArray[np.int64], composing: Composing) -> _Composing:
+def _open_composing(records: ReadRecords, starts: NDArray[np.int64], composing: Composing) -> _Composing:
     """In another process."""
     return _Composing(records, starts, composing.open_composer(), composing.open_tags(), composing.own)
-
-
-def _map(
-    folder: Path,
-    dataset: Dataset,
-    here: MakeWorker,
-    elsewhere: MakeWorker,
-    kept: Callable[[ImageRecord], ImageRecord],
-    identity: str,
-    progress: Progress,
-    workers: int | None,
-) -> list[Path]:
-    """The blocks' files."""
-    for left_over in folder.glob(".*-*"):  # of a killed process
-        left_over.unlink()
-    if workers != 1:
-        write_records(dataset, BLOCK, _stored(folder, identity).file, kept)
-    make = here if workers == 1 else elsewhere
-    blocks, count = folder / "blocks", len(dataset.records)
-    return map_blocks(blocks, count, BLOCK, make, progress, workers, "canvases", here, identity)
 
 
 def _finish(
@@ -389,7 +364,5 @@ def _finish(
     about = About(FORMAT, dataset.digest, *shown, narratives, len(counts), int(starts[-1]))
     write_atomically(folder / FIGURES, json.dumps(figures, indent=1))
     write_atomically(folder / ABOUT, msgspec.json.format(msgspec.json.encode(about)))
-    shutil.rmtree(folder / "blocks")
-    for stored in folder.glob("records-*.arrow"):
-        stored.unlink()
+    forget_blocks(folder)
     return open_canvases(folder)

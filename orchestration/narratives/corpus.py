@@ -7,7 +7,6 @@ order of the split's caption index; B labels of their pictures, and T bytes of t
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestration.data.array_files import map_arrays, read_about
-from orchestration.data.hulls import majority_labels, phrase_hull, spoken_phrases
+from orchestration.data.hulls import phrase_labels
 from orchestration.data.label_maps import LabelReader
 from orchestration.data.records import Dataset, ImageRecord, Narrative
 from orchestration.errors import RequestError
-from orchestration.mapping import FEW_JOINED, join_blocks, map_blocks, read_block
-from orchestration.narratives.record_blocks import ReadRecords, RecordBlocks, held_records, write_records
+from orchestration.mapping import join_blocks, read_block
+from orchestration.narratives.record_blocks import ReadRecords, forget_blocks, map_records
 from orchestration.narratives.settings import NarrativeSettings
 from orchestration.narratives.simulated import simulate_traces
 from orchestration.stages import Progress, Stage, write_atomically
@@ -47,7 +46,7 @@ ARRAYS: Mapping[str, tuple[str, str]] = {
     "text": ("uint8", "T"),
 }
 """Type and shape of each array."""
-_ABOUT, _KEYS, _RECORDS, _BLOCKS = "corpus.json", "keys.json", "records.arrow", "blocks"
+_ABOUT, _KEYS = "corpus.json", "keys.json"
 _AGAIN = "delete that folder and repeat what wrote it"
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _COUNTS = {"word_starts": "word_counts", "bag_starts": "bag_counts", "text_starts": "text_counts"}
@@ -130,27 +129,19 @@ def _write(
     folder: Path,
     progress: Progress,
 ) -> None:
-    count, blocks = len(dataset.records), folder / _BLOCKS
     if not any(record.narratives for record in dataset.records):
         raise RequestError(
             f"no picture of {dataset.name} ({dataset.split}) has a narrative; choose data that has some."
         )
-    for left_over in folder.glob(".*-????????"):  # of a killed process
-        left_over.unlink()
     label = partial(
         _Labelling,
         reader=LabelReader(dataset, classes),
         min_radius=settings.min_radius,
         known_only=settings.known_only,
     )
-    here = elsewhere = partial(label, held_records(dataset))
-    if processes != 1 and count > FEW_JOINED * BLOCK:  # fewer blocks are done in this process
-        write_records(dataset, BLOCK, folder / _RECORDS, _kept)
-        elsewhere = partial(label, RecordBlocks((folder / _RECORDS).resolve(), BLOCK))
-    files = map_blocks(blocks, count, BLOCK, elsewhere, progress, processes, "noisy labels", here, dataset.digest)
+    files = map_records(folder, dataset, BLOCK, _kept, label, progress, processes, "noisy labels", dataset.digest)
     _join(files, classes, folder)
-    shutil.rmtree(blocks)
-    (folder / _RECORDS).unlink(missing_ok=True)
+    forget_blocks(folder)
 
 
 def _kept(record: ImageRecord) -> ImageRecord:
@@ -194,10 +185,9 @@ class _Labelling:
         }
 
     def _told(self, record: ImageRecord, labels: NDArray[np.int32], narrative: Narrative, where: str) -> "_Told":
-        height, width = labels.shape
-        phrases = spoken_phrases(narrative, where)
-        hulls = [phrase_hull(phrase.points, width, height, self.min_radius, where) for phrase in phrases]
-        found = majority_labels(labels, hulls, self.reader.dont_care, self.known_only)
+        phrases, found = phrase_labels(
+            narrative, labels, self.reader.dont_care, self.min_radius, self.known_only, where
+        )
         counts = [phrase.end - phrase.first for phrase in phrases]
         return _Told(
             record.image_id,

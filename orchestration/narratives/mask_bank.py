@@ -7,7 +7,6 @@ mask_starts (N+1,), picture i owns the masks mask_starts[i] to mask_starts[i+1];
 map as `orchestration.narratives.runs` has it.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,8 +23,8 @@ from orchestration.data.label_maps import LabelReader
 from orchestration.data.mask_choice import Code, PictureMasks, picture_masks
 from orchestration.data.records import Dataset
 from orchestration.errors import RequestError
-from orchestration.mapping import join_blocks, map_blocks, read_block
-from orchestration.narratives.record_blocks import ReadRecords, RecordBlocks, held_records, with_labels, write_records
+from orchestration.mapping import join_blocks, read_block
+from orchestration.narratives.record_blocks import ReadRecords, forget_blocks, map_records, with_labels
 from orchestration.narratives.runs import from_runs, to_runs
 from orchestration.stages import Progress, Stage, short_hash, write_atomically
 
@@ -208,17 +207,10 @@ def write_mask_bank(
     workers: as `map_blocks`' says. A block is in memory at a time. Raises RequestError as `LabelReader` does and where
     no picture shows one of the classes, RunError for what fails in another process.
     """
-    for left_over in folder.glob(".*-*"):  # of a killed process
-        left_over.unlink()
-    reader, blocks = LabelReader(dataset, classes), folder / "blocks"
+    reader = LabelReader(dataset, classes)
     identity = short_hash([VERSION, dataset.digest, size, list(reader.classes)])
-    stored = folder / f"records-{identity}.arrow"
-    if workers != 1:
-        write_records(dataset, BLOCK, stored, with_labels)
-    elsewhere = partial(_Masking, RecordBlocks(stored.resolve(), BLOCK), reader, size)
-    here = partial(_Masking, held_records(dataset), reader, size)
-    make = elsewhere if workers != 1 else here
-    files = map_blocks(blocks, len(dataset.records), BLOCK, make, progress, workers, "mask bank", here, identity)
+    make = partial(_Masking, reader=reader, size=size)
+    files = map_records(folder, dataset, BLOCK, with_labels, make, progress, workers, "mask bank", identity)
     if not files:
         raise RequestError(f"{dataset.name} ({dataset.split}) has no pictures to take masks from: choose another split")
     for name in ARRAYS:
@@ -235,6 +227,5 @@ def write_mask_bank(
         )
     about = About(FORMAT, dataset.digest, size, reader.classes, reader.stuff, len(dataset.records), *lasts)
     write_atomically(folder / ABOUT, msgspec.json.format(msgspec.json.encode(about)))
-    shutil.rmtree(blocks)
-    stored.unlink(missing_ok=True)
+    forget_blocks(folder)
     return MaskBank.open(folder)

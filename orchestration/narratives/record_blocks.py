@@ -1,17 +1,57 @@
-"""A split's records for workers in other processes: an Arrow file that each maps, to read its own blocks of it."""
+"""A pass over a split's records, in blocks: workers in other processes have an Arrow file that each maps, to read its
+own blocks of it."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
+from orchestration import mapping
 from orchestration.data.arrow_records import SCHEMA, from_batch, to_batch
 from orchestration.data.records import Dataset, ImageRecord
-from orchestration.stages import hidden_sibling
+from orchestration.stages import Progress, hidden_sibling
 
 ReadRecords = Callable[[range], list[ImageRecord]]
 """The records of some items of a split."""
+MakeReader = Callable[[ReadRecords], mapping.Worker]
+"""A worker on records that it reads by itself."""
+_BLOCKS = "blocks"
+
+
+def map_records(
+    folder: Path,
+    dataset: Dataset,
+    block: int,
+    kept: "Callable[[ImageRecord], ImageRecord]",
+    make: MakeReader,
+    progress: Progress,
+    workers: int | None,
+    what: str,
+    identity: str,
+    elsewhere: MakeReader | None = None,
+) -> list[Path]:
+    """`map_blocks` over the records of a split, in a stage's folder; `forget_blocks` ends it.
+
+    kept: what other processes need of a record; elsewhere: makes their worker, where it is another one.
+    """
+    for left_over in folder.glob(".*-*"):  # of a killed process
+        left_over.unlink()
+    stored = RecordBlocks((folder / f"records-{identity}.arrow").resolve(), block)
+    count, here = len(dataset.records), partial(make, held_records(dataset))
+    if workers != 1 and count > mapping.FEW_JOINED * block:  # fewer blocks are done in this process
+        write_records(dataset, block, stored.file, kept)
+    there = partial(elsewhere or make, stored)
+    return mapping.map_blocks(folder / _BLOCKS, count, block, there, progress, workers, what, here, identity)
+
+
+def forget_blocks(folder: Path) -> None:
+    """Remove what `map_records` left beside what was joined of it."""
+    shutil.rmtree(folder / _BLOCKS)
+    for stored in folder.glob("records-*.arrow"):
+        stored.unlink()
 
 
 class RecordBlocks:

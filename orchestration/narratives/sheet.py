@@ -1,16 +1,18 @@
 """What a run of TReCS makes of narratives, as a picture (its figure 2): every step from words to pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.contract import Batch
 from models.trecs.config import TReCSConfig
-from orchestration.data.batches import CaptionedPictures, held_out_captions
+from orchestration.data.batches import held_out_captions
 from orchestration.data.composition import label_maps_of
 from orchestration.data.label_maps import LabelReader
 from orchestration.data.records import Dataset, Narrative
@@ -25,11 +27,9 @@ from orchestration.narratives.narrative_text import read_narrative
 from orchestration.narratives.reader import NarrativeReader
 from orchestration.painter import Painter
 from orchestration.preparation import Preparation
-from orchestration.readers import checkpoint_encoder, vocabulary_digest
 from orchestration.runs import find_checkpoint
 from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.training.recorder import png_bytes
-from orchestration.training.state import load_for_sampling
 
 
 def show_narratives(
@@ -55,19 +55,19 @@ def show_narratives(
         raise RequestError(f"{run} {what}, and composes nothing: name a run of trecs, or use --what samples")
     seeds = list(range(seed, seed + samples))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    preparation = Preparation(experiment, home, progress, encoder=checkpoint_encoder(checkpoint, home, device))
+    painter = Painter.load(checkpoint.folder, home.root, device)
+    preparation = Preparation(experiment, home, progress, encoder=painter.encoder)
     train = preparation.dataset(experiment.data.train_split)
     photographs = preparation.split(train, reads=frozenset()).open()
     told: list[_Told]
     if narratives:
-        told, composer = _typed(Painter.load(checkpoint.folder, home.root, device), narratives)
+        told, composer = _typed(painter, narratives)
         about = f"Narratives as they were typed; masks are of {experiment.data.source}."
     else:
         dataset = preparation.dataset(experiment.data.test_split)
         told, composer = _held_out(preparation, dataset, held_out, seed)
         about = f"Narratives of {dataset.name} ({experiment.data.source}), split {dataset.split}."
-    nets = load_for_sampling(checkpoint, torch.device(device), vocabulary_digest(preparation.encoder))
-    draw = drawer(experiment, nets, torch.device(device))
+    draw = drawer(experiment, painter.nets, painter.device)
     shown = []
     for one in told:
         labels = label_maps_of([one.composed.canvas] * samples)
@@ -78,7 +78,7 @@ def show_narratives(
                 classes=composer.bank.classes,
                 pictures=pictures.permute(0, 2, 3, 1).cpu().numpy(),
                 seeds=seeds,
-                photographs=_photographs(photographs, (found.image_id for found in one.composed.retrieved)),
+                photographs=photographs.still_of(found.image_id for found in one.composed.retrieved),
                 image_id=one.image_id,
                 photograph=one.photograph,
                 labels=one.labels,
@@ -93,19 +93,15 @@ def show_narratives(
     return [_as_json(one) for one in shown]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Told:
     """A narrative with all steps, and what it tells of where that is known."""
 
-    def __init__(
-        self,
-        composed: Composed,
-        image_id: int | None = None,
-        photograph: Pixels | None = None,
-        labels: "np.ndarray[Any, np.dtype[np.int64]] | None" = None,
-        simulated: bool = False,
-    ) -> None:
-        self.composed, self.image_id, self.photograph = composed, image_id, photograph
-        self.labels, self.simulated = labels, simulated
+    composed: Composed
+    image_id: int | None = None
+    photograph: Pixels | None = None
+    labels: NDArray[np.int64] | None = None
+    simulated: bool = False
 
 
 def _typed(painter: Painter, prompts: Sequence[str]) -> tuple[list[_Told], Composer]:
@@ -121,27 +117,22 @@ def _typed(painter: Painter, prompts: Sequence[str]) -> tuple[list[_Told], Compo
 def _held_out(preparation: Preparation, dataset: Dataset, count: int, seed: int) -> tuple[list[_Told], Composer]:
     stages = preparation.narratives
     assert stages is not None
-    composer, tags = stages.open_composer()(), stages.tags(dataset)
+    reader = preparation.given_encoder
+    composer = reader.composer if isinstance(reader, NarrativeReader) else stages.open_composer()()
+    tags = stages.tags(dataset)
     data = preparation.split(dataset, reads=frozenset()).open()
     items, captions = held_out_captions(data.index, min(count, len(data)), seed)
-    reader, size = LabelReader(dataset, composer.bank.classes), composer.bank.size
+    truth, size = LabelReader(dataset, composer.bank.classes), composer.bank.size
     real = data.pixels(items).permute(0, 2, 3, 1).numpy()
     told = []
     for row, (item, caption) in enumerate(zip(items.tolist(), captions.tolist(), strict=True)):
         record = dataset.records[item]
         narrative: Narrative = (record.narratives or ())[caption - int(data.index.starts[item])]
         [composed] = composer.compose([narrative], [tags.of(caption)], [record.image_id])
-        labels, _ = reader.read(record, None, (size, size))
+        labels, _ = truth.read(record, None, (size, size))
         simulated = stages.settings.traces == "simulated"
         told.append(_Told(composed, record.image_id, real[row], labels.astype(np.int64), simulated))
     return told, composer
-
-
-def _photographs(data: CaptionedPictures, wanted: Iterable[int]) -> dict[int, Pixels]:
-    """The training pictures (H,W,3), by id."""
-    items = np.flatnonzero(np.isin(data.image_ids, list(wanted)))
-    pixels: Pixels = data.pixels(items).permute(0, 2, 3, 1).numpy()
-    return dict(zip(data.image_ids[items].tolist(), pixels, strict=True))
 
 
 def _as_json(one: Shown) -> dict[str, Any]:

@@ -14,13 +14,16 @@ import click
 
 from orchestration import (
     champion_commands,
+    cluster_commands,
     data_commands,
+    doctor_commands,
     evaluation_commands,
     report_commands,
     reproduce_commands,
     serve_commands,
     show_commands,
     stage_commands,
+    submit_commands,
     tune_commands,
 )
 from orchestration.commands import App, Result, command
@@ -135,6 +138,9 @@ reproduce_commands.add_to(cli)
 evaluation_commands.add_to(cli)
 show_commands.add_to(cli)
 champion_commands.add_to(cli)
+cluster_commands.add_to(cli)
+submit_commands.add_to(cli)
+doctor_commands.add_to(cli)
 serve_commands.add_to(cli)
 cli.add_command(data_commands.data)
 cli.add_command(stage_commands.stages)

@@ -1,7 +1,9 @@
 """Progress bars: for a person who is watching, and nobody else."""
 
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from tqdm import tqdm
 
 from orchestration.stages import Progress, quiet
 from orchestration.training.recorder import read_metrics
+
+STYLE = "T2I_PROGRESS"
 
 
 class Bars:
@@ -37,13 +41,34 @@ class Bars:
         self._bar, self._what = None, None
 
 
+class Lines:
+    """A `Progress` for the log of a job that someone follows elsewhere: a line where something begins and ends, and in
+    between at most one in `every_s` seconds."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self.every_s = every_s
+        self._said: tuple[str, float] = "", 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        with self._lock:
+            before, at = self._said
+            if what == before and done < total and time.monotonic() - at < self.every_s:
+                return
+            self._said = what if done < total else "", time.monotonic()
+            share = f" ({100 * done // total} %)" if total else ""
+            print(f"{what}: {done:,} of {total:,}{share}", file=sys.stderr, flush=True)
+
+
 def person_watching() -> bool:
     """Whether standard error is a terminal."""
     return sys.stderr.isatty()
 
 
 def default_progress() -> Progress:
-    """Bars for a person, silence for a log."""
+    """Bars for a person, silence for a log; lines where T2I_PROGRESS=lines asks for them, as in a job on a cluster."""
+    if os.environ.get(STYLE) == "lines":
+        return Lines()
     return Bars() if person_watching() else quiet
 
 

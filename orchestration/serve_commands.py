@@ -22,7 +22,9 @@ FORM = "NAME, NAME@champion or NAME@VERSION"
 CONFIG_HEAD = """\
 # The endpoint of t2i for a Ray cluster. On a machine of the cluster:
 #     serve deploy {file}
-# The same again after a change: what only concerns batches or the number of replicas restarts nothing.
+# The same again after a change. Other args restart every process. Batches and the number of replicas can be changed
+# without: beside args, write deployments with an entry of the name painter and its user_config (max_batch, wait_s),
+# num_replicas or autoscaling_config, which count in place of those in args.
 #
 # Requests must carry the token that {token_variable} holds, and nothing is served without one. Set it in the
 # environment that Ray is started in, on every machine; in this file everyone who reads it could draw.

@@ -42,6 +42,10 @@ RUN_ELSEWHERE = {
     "stages check": "tests/test_stage_commands.py::test_every_byte_is_read",
     "stages drop": "tests/test_stage_commands.py::test_the_next_run_computes_it_anew",
     "stages gc": "tests/test_stage_commands.py::test_what_is_referred_to_is_kept_with_what_it_was_made_from",
+    "cluster render": "tests/test_cluster_render.py::test_render_and_check",
+    "cluster check": "tests/test_cluster_render.py::test_render_and_check",
+    "submit": "tests/test_ray_submit.py::test_submit",
+    "doctor": "tests/test_doctor.py::test_this_machine",
     "mlflow": "tests/test_docs.py::test_mlflow_page",
 }
 

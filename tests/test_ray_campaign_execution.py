@@ -171,7 +171,9 @@ def test_a_segment_that_fails_for_good_is_told_and_the_others_go_on(cluster: Any
 
 def test_more_trials_at_a_time_than_slots_are_refused(cluster: Any, given: Given) -> None:
     conductor = Scripted(Ledger.create(given.folder, {}), [segment(0, 0)])
-    with pytest.raises(RequestError, match="3 trials at a time need 3 units .* the cluster has 2: start its head with"):
+    with pytest.raises(
+        RequestError, match="3 trials at a time need 3 units .* the cluster has 2: start each node that trains with"
+    ):
         execute(conductor, given, settings(3))
     assert conductor.told == []
 

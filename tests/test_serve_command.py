@@ -9,7 +9,8 @@ from typing import Any
 import click
 import pytest
 import yaml
-from ray.serve.schema import ServeDeploySchema
+from ray.serve._private.deploy_utils import get_app_code_version
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from orchestration.cli import cli
 from orchestration.errors import RunError
@@ -277,6 +278,18 @@ class TestTheFile:
         told = " ".join(comments)
         assert "T2I_SERVE_TOKEN" in told and str(registry.home) in told and "mlflow.db" in told
         assert "password" not in told
+
+    def test_batches_and_replicas_change_without_a_restart(self, t2i: T2i, registry: Tracker) -> None:
+        """As the file's own words say; Serve restarts an application whose code version is another one."""
+        assert t2i("serve", "--config", "serve.yaml").code == 0
+        told = " ".join(line.lstrip("# ") for line in Path("serve.yaml").read_text().splitlines() if line[0] == "#")
+        assert "write deployments with an entry of the name painter and its user_config (max_batch, wait_s)" in told
+        [plain] = ServeDeploySchema.model_validate(yaml.safe_load(Path("serve.yaml").read_text())).applications
+        assert isinstance(plain.args, dict)
+        painter = {"name": "painter", "user_config": {"max_batch": 4, "wait_s": 0.0}, "num_replicas": 3}
+        changed = ServeApplicationSchema.model_validate({**plain.model_dump(), "deployments": [painter]})
+        restarted = plain.model_copy(update={"args": {**plain.args, "max_batch": 4}})
+        assert get_app_code_version(changed) == get_app_code_version(plain) != get_app_code_version(restarted)
 
     def test_a_home_of_any_name(self, t2i: T2i, tracker: Tracker, tmp_path: Path) -> None:
         odd = tmp_path / "größe: 1, '2'"

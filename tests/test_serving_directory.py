@@ -31,11 +31,11 @@ class FakeCatalogue:
         pass
 
     def champions(self) -> Mapping[str, Release]:
-        if self.down:
-            raise RunError("MLflow cannot be reached: start the server")
+        self._reach()
         return {model: made(model, version) for model, version in self.alias.items()}
 
     def version(self, model: str, number: int) -> Release:
+        self._reach()
         if number > 9:
             raise RequestError(f"model {model!r} has no version {number}: there are 1")
         return made(model, number)
@@ -50,6 +50,10 @@ class FakeCatalogue:
 
     def lineage(self, image: str) -> Lineage:
         raise ServeError("unknown_image", f"there is no picture {image}")
+
+    def _reach(self) -> None:
+        if self.down:
+            raise RunError("MLflow at http://mlflow.internal:5000 cannot be reached: start the server")
 
 
 def made(model: str, version: int) -> Release:
@@ -231,11 +235,90 @@ def test_versions_are_found_by_number() -> None:
     async def run() -> None:
         there = directory()
         await replica(there)
-        assert (await there.release("bird", 5)).folder == Path("/checkpoints/bird@5")
-        with pytest.raises(RequestError, match="has no version 10"):
-            await there.release("bird", 10)
-        with pytest.raises(RequestError, match="there is no model 'fish' here: there are bird"):
-            await there.release("fish", 1)
+        found = await there.release("bird", 5, {})
+        assert isinstance(found, Release) and found.folder == Path("/checkpoints/bird@5")
+        assert await there.release("bird", 10, {}) == ("unknown_model", "model 'bird' has no version 10: there are 1")
+        assert await there.release("fish", 1, {}) == (
+            "unknown_model",
+            "there is no model 'fish' here: there are bird",
+        )
         assert await there.lineage("x") == ("unknown_image", "there is no picture x")
+
+    asyncio.run(run())
+
+
+def test_a_version_that_cannot_be_had(registry: type[FakeCatalogue]) -> None:
+    """The client hears no folder of this machine and no address; an outage is no version that does not exist."""
+    registry.gone["bird@5"] = f"weights in checkpoint {Path('home').resolve()}/runs/a were changed: restore the file"
+
+    async def run() -> None:
+        there = directory()
+        await replica(there)
+        sentence = "weights in checkpoint HOME/runs/a were changed: restore the file"
+        assert await there.release("bird", 5, {}) == ("unknown_model", sentence)
+        registry.down = True
+        found = await there.release("bird", 6, {})
+        assert isinstance(found, tuple) and found[0] == "not_ready" and "mlflow.internal" not in found[1]
+
+    asyncio.run(run())
+
+
+def test_the_note_of_a_refused_champion_names_no_folder(registry: type[FakeCatalogue]) -> None:
+    registry.alias["bird"], registry.earlier["bird"] = 2, [1]
+    registry.gone["bird@2"] = "checkpoint /srv/artifacts/bird-2 lacks generator.safetensors: restore the file"
+
+    async def run() -> None:
+        there = directory()
+        await replica(there)
+        note = (await there.models()).models[0].note or ""
+        assert "checkpoint …/bird-2 lacks generator.safetensors" in note and "/srv" not in note
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("models", [("bird@2",), ("bird@2", "champions@1")])
+def test_pinned_versions_alone_follow_nothing(registry: type[FakeCatalogue], models: tuple[str, ...]) -> None:
+    registry.alias.update(bird=3, fish=4, champions=5)
+
+    async def run() -> None:
+        there = directory(models=models)
+        pinned = dict(sorted((name.partition("@")[0], name) for name in models))
+        assert await replica(there) == pinned
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            assert await replica(there) == pinned
+
+    asyncio.run(run())
+
+
+def test_a_champion_that_is_taken_away_is_told_of_and_not_waited_for(registry: type[FakeCatalogue]) -> None:
+    registry.alias["fish"] = 1
+    registry.gone["fish@1"] = "it is gone"
+
+    async def run() -> None:
+        there = directory()
+        await replica(there)
+        assert "fish" in (await there.models()).refused
+        registry.alias["bird"] = 2
+        async with asyncio.timeout(5):
+            while "bird@2" not in (await there.table({})).wanted:
+                await asyncio.sleep(0.02)
+            registry.alias.clear()
+            while (await there.models()).refused:
+                await asyncio.sleep(0.02)
+        assert await replica(there) == {"bird": "bird@1"}
+        assert (await there.models()).models[0].note == ("it has no champion any more: version 1 goes on answering")
+
+    asyncio.run(run())
+
+
+def test_a_directory_that_comes_back_and_cannot_fetch_what_answers(registry: type[FakeCatalogue]) -> None:
+    registry.alias.update(bird=3, fish=1)
+    registry.earlier["bird"] = [2, 1]
+    registry.gone["bird@2"] = "it is gone"
+
+    async def run() -> None:
+        there = directory(poll_s=60)
+        assert await replica(there, answering={"bird": "bird@2"}) == {"bird": "bird@3", "fish": "fish@1"}
 
     asyncio.run(run())

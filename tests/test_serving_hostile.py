@@ -189,6 +189,15 @@ def test_requests_in_one_go(url: str) -> None:
         assert received(client).count(b"HTTP/1.1 200") == 4
 
 
+def test_the_head_of_a_reply_leaves_its_connection_open(url: str) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)) as connection:
+        for method in ("HEAD", "GET", "HEAD", "HEAD", "GET"):
+            connection.request(method, "/v1/models")
+            reply = connection.getresponse()
+            sent, length = reply.read(), int(reply.headers["Content-Length"])
+            assert (reply.status, len(sent)) == (200, length if method == "GET" else 0)
+
+
 def test_garbage_after_requests(url: str) -> None:
     with connect(url) as client:
         client.sendall((head(len(BODY)) + BODY) * 3 + b"\x00\xff\x16\x03\x01 garbage\r\n\r\n")

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from orchestration.narratives.narrative_text import EXAMPLE
-from orchestration.serving.endpoint import HttpSettings, create_http_app
+from orchestration.serving.endpoint import HttpSettings, check_token, create_http_app
 from orchestration.serving.pictures import read_metadata
 from orchestration.serving.replies import ImagesReply, Lineage, ModelsReply
 from orchestration.serving.requests import STATUS, ServeError
@@ -280,7 +280,8 @@ def test_a_deadline_shortens_and_never_lengthens_the_time(backend: FakeBackend) 
 # Access
 
 
-@pytest.mark.parametrize("token", ["abc", "schlüssel"])
+# As UTF-8 the last one ends in what Latin-1 takes for a blank.
+@pytest.mark.parametrize("token", ["abc", "schlüssel", "voilà"])
 def test_the_token(token: str) -> None:
     backend = FakeBackend()
     client = TestClient(create_http_app(backend, HttpSettings(token=token)), client=("203.0.113.5", 1))
@@ -296,6 +297,13 @@ def test_the_token(token: str) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json"):
         assert client.get(path).status_code == 200
     assert client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["security"]
+
+
+def test_a_token_that_is_no_utf_8() -> None:
+    """As Python has it from the environment."""
+    check_token("Bearer a\xff", "a\udcff")
+    with pytest.raises(ServeError, match="missing or wrong"):
+        check_token("Bearer a\xfe", "a\udcff")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def execute(
             SLOT,
             at_once,
             f"{at_once} trials at a time need {at_once} units of the resource {SLOT!r}",
-            f"start its head with --resources='{{\"{SLOT}\": {at_once}}}'",
+            f"start each node that trains with --resources='{{\"{SLOT}\": N}}', N trials of it at a time",
         )
         leftovers = Leftovers(ray, SLOT)
         desk = Desk(conductor, given, at_once, progress, leftovers)

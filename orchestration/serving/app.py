@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from orchestration.config import first_problem
-from orchestration.errors import RequestError, RunError
+from orchestration.errors import RequestError
 from orchestration.serving.backend import Job, Painted, kinds_in_words
 from orchestration.serving.catalogue import Release
 from orchestration.serving.directory import SYNC_S, Directory
@@ -72,6 +72,12 @@ class Ingress:
             return painted
         if painted.code == "internal":
             raise internal_error(job.request_id)
+        if painted.code == "unknown_model":
+            # Its files may lie elsewhere when it is asked for again.
+            self._releases.pop(release.id, None)
+            if job.model != release.id:
+                # The client did not name it: the directory is about to let another version answer.
+                raise ServeError("not_ready", painted.message, {"Retry-After": "1"})
         if painted.code == "timed_out":
             raise ServeError(painted.code, "nothing could be drawn before the deadline: repeat the request")
         raise ServeError(painted.code, painted.message)
@@ -91,7 +97,10 @@ class Ingress:
     async def _release(self, job: Job) -> Release:
         asked = job.model
         if asked is None:
-            default = (await self.models()).default.get(job.kind)
+            served = await self.models()
+            if not served.models:
+                raise ServeError("not_ready", "no model is loaded yet: repeat in a moment", {"Retry-After": "5"})
+            default = served.default.get(job.kind)
             if default is None:
                 raise ServeError(
                     "wrong_input",
@@ -109,11 +118,12 @@ class Ingress:
             return known
         if name not in self._table.answering:
             raise self._unknown(name)
-        try:
-            # A version never changes, so it is asked for once.
-            found: Release = await self._directory.release.remote(name, int(which))
-        except (RequestError, RunError) as error:
-            raise ServeError("unknown_model", _sentence(error)) from None
+        # A version never changes, so it is asked for once.
+        found: Release | tuple[str, str] = await self._call(
+            self._directory.release, job.request_id, name, int(which), self._table.ids
+        )
+        if not isinstance(found, Release):
+            raise ServeError(*found)
         self._releases[asked] = found
         return found
 
@@ -125,7 +135,9 @@ class Ingress:
         """Sees to it that the table is kept up to date."""
         if self._following is None or self._following.done():
             await self._ask()
-            self._following = asyncio.create_task(self._keep_asking())
+            # Others may have waited for the same answer.
+            if self._following is None or self._following.done():
+                self._following = asyncio.create_task(self._keep_asking())
 
     async def _keep_asking(self) -> None:
         while True:
@@ -138,7 +150,10 @@ class Ingress:
 
     async def _ask(self) -> None:
         self._table = await self._call(self._directory.table, "table", self._table.ids)
-        self._models = await self._heard_models()
+        models = await self._heard_models()
+        # A directory that was restarted knows of no model until replicas report what they have.
+        if models.models or self._models is None:
+            self._models = models
 
     async def _heard_models(self) -> ModelsReply:
         reply: ModelsReply = await self._call(self._directory.models, "models")
@@ -232,8 +247,3 @@ def token_of(environment: Mapping[str, str]) -> SecretStr | None:
     if not token.strip():
         raise RequestError(f"{TOKEN_VARIABLE} is set but blank: give it a token, or unset it to serve without one")
     return SecretStr(token.strip())
-
-
-def _sentence(error: Exception) -> str:
-    # Ray puts the traceback of the other process before it.
-    return str(getattr(error, "cause", None) or error)

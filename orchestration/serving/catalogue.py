@@ -1,5 +1,6 @@
 """Which versions of which models there are to serve, from the registry."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Protocol
 
 from orchestration.champion_history import champions, read_history
 from orchestration.champions import CHECKPOINT_TAG, champion_checkpoint
-from orchestration.errors import RequestError
+from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.painter import require_words
 from orchestration.registry import ModelVersion
+from orchestration.serving.inputs import MODEL_PATTERN
 from orchestration.serving.lineage import trace
 from orchestration.serving.replies import Lineage
 from orchestration.tracking import Tracker
@@ -38,7 +40,7 @@ class Catalogue(Protocol):
     def __init__(self, home: Path, uri: str | None) -> None: ...
 
     def champions(self) -> Mapping[str, Release]:
-        """The champion of every model that has one, by name."""
+        """The champion of every model that has one, by name; names are such as a request can write, without @."""
         ...
 
     def version(self, model: str, number: int) -> Release:
@@ -66,7 +68,9 @@ class RegistryCatalogue:
         self._tracker = Tracker(self._home.root, uri)
 
     def champions(self) -> Mapping[str, Release]:
-        found = {name: self._tracker.champion(name) for name in self._tracker.models()}
+        # MLflow takes any name, also from others who share it.
+        names = [name for name in self._tracker.models() if "@" not in name and re.fullmatch(MODEL_PATTERN, name)]
+        found = {name: self._tracker.champion(name) for name in names}
         return {name: _release(version) for name, version in found.items() if version is not None}
 
     def version(self, model: str, number: int) -> Release:
@@ -80,7 +84,12 @@ class RegistryCatalogue:
 
     def fetched(self, release: Release) -> Release:
         version = self._version(release.model, release.version)
-        checkpoint = champion_checkpoint(self._tracker, version, self._home)
+        try:
+            checkpoint = champion_checkpoint(self._tracker, version, self._home)
+        except OSError as error:
+            raise RunError(
+                f"the checkpoint of {release.id} cannot be read ({error}): mend that, or choose another version"
+            ) from error
         if release.digest not in ("", checkpoint.digest):
             raise RequestError(
                 f"the checkpoint of {release.id} is another one than was registered (its manifest was altered): "
@@ -99,6 +108,15 @@ class RegistryCatalogue:
                 return version
         there = f"there are {', '.join(str(each.version) for each in versions)}" if versions else "none is registered"
         raise RequestError(f"model {model!r} has no version {number}: {there}")
+
+
+_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s'\"(),;]+")
+_FOLDER = re.compile(r"(?<![\w.:…/])/(?:[^\s'\"(),;:/]+/)+")
+
+
+def without_places(sentence: str, home: Path) -> str:
+    """A sentence about a checkpoint as a client may read it: folders and addresses are none of a client's business."""
+    return _FOLDER.sub("…/", _ADDRESS.sub(r"\1://…", sentence.replace(str(home.resolve()), "HOME")))
 
 
 def _release(version: ModelVersion) -> Release:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from orchestration.errors import RequestError, RunError
-from orchestration.serving.catalogue import Catalogue, Release
+from orchestration.serving.catalogue import Catalogue, Release, without_places
 from orchestration.serving.following import CHAMPION, Following, Table
 from orchestration.serving.replies import Abilities, Lineage, ModelsReply
 from orchestration.serving.requests import ServeError
@@ -62,16 +62,28 @@ class Directory:
         await self._begin({})
         return self._following.models(time.monotonic())
 
-    async def release(self, model: str, version: int) -> Release:
-        """A version of a served model that is asked for by its number. Raises RequestError, also where its files are
-        missing or altered."""
-        await self._begin({})
+    async def release(self, model: str, version: int, answering: Mapping[str, str]) -> Release | tuple[str, str]:
+        """A version of a served model that is asked for by its number; code and sentence of the refusal where it cannot
+        be had, as where its files are missing or altered. Raises as `report`."""
+        await self._begin(answering)
         table = self._following.table(time.monotonic())
         if (found := table.wanted.get(f"{model}@{version}")) is not None:
             return found
         if model not in table.answering:
-            raise RequestError(f"there is no model {model!r} here: {_listed(table.answering)}")
-        return await self._in_thread(lambda: self._catalogue.fetched(self._catalogue.version(model, version)))
+            return "unknown_model", f"there is no model {model!r} here: {_listed(table.answering)}"
+        try:
+            known: Release = await self._in_thread(self._catalogue.version, model, version)
+        except RequestError as error:
+            return "unknown_model", str(error)
+        except RunError as error:
+            logger.warning("%s@%d could not be looked up: %s", model, version, error)
+            return "not_ready", "the registry of models cannot be reached: repeat the request in a minute"
+        try:
+            release: Release = await self._in_thread(self._catalogue.fetched, known)
+        except (RequestError, RunError) as error:
+            logger.warning("%s was asked for and cannot be had: %s", known.id, error)
+            return "unknown_model", self._told_clients(error)
+        return release
 
     async def lineage(self, image: str) -> Lineage | tuple[str, str]:
         """Where a picture comes from; code and sentence of the refusal where that is not known."""
@@ -98,7 +110,7 @@ class Directory:
                     if self._settings.models or len(asked) == 1:
                         raise
                     failures.append(str(error))
-                    self._following.refuse(champions[name], str(error))
+                    self._following.refuse(champions[name], self._told_clients(error))
                     logger.warning("%s is not served: %s", name, error)
             if len(failures) == len(asked):
                 raise RequestError(failures[0])
@@ -115,13 +127,11 @@ class Directory:
         if champion is None:
             raise RequestError(f"model {model!r} has no champion: {NO_CHAMPION}")
         before = [release for release in self._earlier(model) if release.id != champion.id]
-        if (id := answering.get(model)) is not None and id != champion.id:
-            before = sorted(before, key=lambda release: release.id != id)
-            known = next((release for release in before if release.id == id), None)
-            if known is not None:
-                # It may answer because the champion was refused: that is found out in its own time.
-                self._following.begin(self._catalogue.fetched(known))
-                return
+        known = self._first_whole([release for release in before if release.id == answering.get(model)])
+        if known is not None:
+            # It may answer because the champion was refused: that is found out in its own time.
+            self._following.begin(known)
+            return
         try:
             self._following.begin(self._catalogue.fetched(champion))
         except (RequestError, RunError) as error:
@@ -129,7 +139,7 @@ class Directory:
             if fallback is None:
                 raise
             self._following.begin(fallback)
-            self._following.refuse(champion, str(error))
+            self._following.refuse(champion, self._told_clients(error))
             logger.warning("version %d of %s is served in place of the champion: %s", fallback.version, model, error)
 
     def _earlier(self, model: str) -> Sequence[Release]:
@@ -180,8 +190,7 @@ class Directory:
 
     async def _look(self) -> None:
         champions = await self._in_thread(self._catalogue.champions)
-        followed = [name.partition("@")[0] for name in self._settings.models if "@" not in name or CHAMPION in name]
-        for model in followed or champions:
+        for model in self._followed(champions):
             champion = champions.get(model)
             if champion is None:
                 self._following.lost(model)
@@ -193,8 +202,18 @@ class Directory:
                 self._following.coming(await self._in_thread(self._catalogue.fetched, champion))
                 logger.info("%s is the champion: replicas load it", champion.id)
             except (RequestError, RunError) as error:
-                self._following.refuse(champion, str(error))
+                self._following.refuse(champion, self._told_clients(error))
                 logger.warning("%s is the champion and was refused: %s", champion.id, error)
+
+    def _followed(self, champions: Mapping[str, Release]) -> Sequence[str]:
+        """The models whose champion answers, wherever it moves."""
+        if not self._settings.models:
+            return list(dict.fromkeys([*champions, *self._following.known]))
+        named = [name.partition("@") for name in self._settings.models]
+        return [model for model, _, which in named if which in ("", CHAMPION)]
+
+    def _told_clients(self, error: Exception) -> str:
+        return without_places(str(error), self._settings.home)
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)

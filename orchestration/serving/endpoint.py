@@ -134,8 +134,10 @@ def check_access(request: Request, token: str | None) -> None:
 def check_token(authorization: str, token: str) -> None:
     """ServeError unless the Authorization header is `Bearer` and the token; takes the same time for any wrong one."""
     scheme, _, given = authorization.partition(" ")
-    # Headers are Latin-1 on the wire; bytes, since compare_digest refuses other than ASCII in strings.
-    right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())
+    # Headers are Latin-1 on the wire, where a part of a character in UTF-8 may look like some other blank. Bytes, since
+    # compare_digest refuses other than ASCII in strings; an environment may hold what is no UTF-8.
+    sent, known = given.strip(" \t").encode("latin-1", "replace"), token.encode("utf-8", "surrogateescape")
+    right = hmac.compare_digest(sent, known)
     if scheme.lower() != "bearer" or not right:
         message = "the bearer token is missing or wrong: send the header Authorization: Bearer TOKEN"
         raise ServeError("unauthorized", message, {"WWW-Authenticate": "Bearer"})

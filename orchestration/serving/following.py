@@ -98,9 +98,17 @@ class Following:
 
     def lost(self, model: str) -> None:
         """A model has no champion any more."""
-        if (answers := self._answering.get(model)) is not None and answers.id not in self._pinned:
-            self._coming.pop(model, None)
+        answers = self._answering.get(model)
+        self._coming.pop(model, None)
+        if answers is None:
+            self._notes.pop(model, None)
+        elif answers.id not in self._pinned:
             self._notes[model] = f"it has no champion any more: version {answers.version} goes on answering"
+
+    @property
+    def known(self) -> Sequence[str]:
+        """Every model that answers, is to answer, or was refused."""
+        return list(dict.fromkeys([*self._answering, *self._coming, *self._notes]))
 
     def was_refused(self, release: Release) -> bool:
         """Whether it is known that it cannot be served."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from orchestration.errors import RequestError
 from orchestration.serving.backend import IN_WORDS, Job, Painted, kinds_in_words
-from orchestration.serving.batching import Batcher, Drawn, Pixels, Wanted
+from orchestration.serving.batching import Batcher, DrawBatch, Drawn, Pixels, Wanted
 from orchestration.serving.catalogue import Release
 from orchestration.serving.endpoint import log_failure
 from orchestration.serving.painting import InvariantBatches, PainterLike, probes_of, prompt_fault
@@ -60,7 +61,7 @@ class LoadedModel:
         self.failed = False
         self._thread = thread
         self._batches = batches
-        self._batcher = Batcher(self._draw_batch, _within(settings, batches))
+        self._batcher = Batcher(_drawing_of(self), _within(settings, batches))
 
     @classmethod
     def load(
@@ -183,6 +184,18 @@ def prepare_thread(threads: int) -> None:
     # A convolution that is chosen by timing, or adds up in any order, gives other bits each time.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def _drawing_of(model: LoadedModel) -> DrawBatch:
+    """`LoadedModel._draw_batch`, without a cycle: one that is dropped must give its memory back at once, and not when
+    cycles are looked for. Whoever waits for a picture holds the model."""
+    held = weakref.ref(model)
+
+    async def draw(batch: Sequence[Wanted]) -> Sequence[Pixels | None]:
+        there = held()
+        return [None] * len(batch) if there is None else await there._draw_batch(batch)
+
+    return draw
 
 
 def _within(settings: BatchSettings, batches: InvariantBatches) -> BatchSettings:

@@ -8,13 +8,15 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakSet
 
 from ray import serve
 
 from orchestration.errors import RequestError, RunError
 from orchestration.serving.backend import Job, Painted
-from orchestration.serving.catalogue import Release
+from orchestration.serving.catalogue import Release, without_places
 from orchestration.serving.directory import SYNC_S
+from orchestration.serving.endpoint import log_failure
 from orchestration.serving.following import Table
 from orchestration.serving.loaded import Counts, LoadedModel, Refusal, prepare_thread
 from orchestration.serving.settings import BatchSettings, ServeSettings
@@ -38,6 +40,8 @@ class PainterReplica:
         self._counts = Counts()
         self._table = NO_TABLE
         self._loaded: dict[str, LoadedModel] = {}
+        # Those that were loaded because they were asked for too.
+        self._models = WeakSet[LoadedModel]()
         self._failed: dict[str, str] = {}
         self._on_demand: dict[str, Release] = {}
 
@@ -54,19 +58,27 @@ class PainterReplica:
         if self._syncing is None:
             await self._start()
             self._syncing = asyncio.create_task(self._keep_synced())
-        for model in list(self._loaded.values()):
+        for model in list(self._models):
             await model.rebatch(self._batching)
 
     async def paint(self, job: Job, release: Release) -> Painted | Refusal:
         """One PNG a seed, by one version."""
-        model = self._loaded.get(release.id)
-        if model is None:
-            self._on_demand[release.id] = release
-            try:
+        try:
+            model = self._loaded.get(release.id)
+            if model is None:
+                self._on_demand[release.id] = release
                 model = await self._load_on_demand(release.id)
-            except (RequestError, RunError) as error:
-                return Refusal("unknown_model", f"{release.id} cannot be loaded: {error}")
-        return await model.paint(job)
+        except (RequestError, RunError) as error:
+            return Refusal("unknown_model", f"{release.id} cannot be loaded: {self._told_clients(error)}")
+        except Exception as error:
+            log_failure(f"loading {release.id} for request", job.request_id, error)
+            return Refusal("internal")
+        try:
+            return await model.paint(job)
+        except Exception as error:
+            # Serve would log its text, which may hold a prompt.
+            log_failure("request", job.request_id, error)
+            return Refusal("internal")
 
     def statistics(self) -> dict[str, Any]:
         """How many batches and pictures were drawn, the batch sizes in use, by version, and the process."""
@@ -76,7 +88,7 @@ class PainterReplica:
 
     async def check_health(self) -> None:
         """Raises where a model that failed to draw fails at a probe too, so that the replica is restarted."""
-        for model in list(self._loaded.values()):
+        for model in list(self._models):
             await model.check()
 
     async def _start(self) -> None:
@@ -90,10 +102,13 @@ class PainterReplica:
             raise RequestError(next(iter(self._failed.values()), "there is no model to serve"))
 
     async def _keep_synced(self) -> None:
+        loading: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(SYNC_S)
+            if loading is None or loading.done():
+                loading = asyncio.create_task(self._load_wanted())
             try:
-                await self._load_wanted()
+                # Meanwhile too: who is not heard of is taken for dead, and a new version does not wait for it.
                 await self._report()
             except Exception as error:
                 # The directory is being restarted: what is loaded goes on drawing.
@@ -109,23 +124,30 @@ class PainterReplica:
             del self._loaded[id]
 
     async def _load_wanted(self) -> None:
-        for id, release in self._table.wanted.items():
-            if id in self._loaded or id in self._failed:
+        for id, release in list(self._table.wanted.items()):
+            if id in self._loaded or id in self._failed or id not in self._table.wanted:
                 continue
             try:
                 self._loaded[id] = await self._load(release)
             except Exception as error:
                 # Whatever a checkpoint does when it is loaded, the versions that draw go on drawing.
                 known = isinstance(error, RequestError | RunError)
-                self._failed[id] = str(error) if known else f"{type(error).__name__}: {error}"
-                logger.warning("%s cannot be loaded: %s", id, self._failed[id])
+                self._failed[id] = f"{'' if known else f'{type(error).__name__}: '}{self._told_clients(error)}"
+                logger.warning("%s cannot be loaded: %s", id, error)
 
     async def _load(self, release: Release) -> LoadedModel:
         logger.info("%s is being loaded", release.id)
-        arguments = release, self._settings, self._batching, self._drawing, self._counts
+        batching = self._batching
+        arguments = release, self._settings, batching, self._drawing, self._counts
         model = await asyncio.get_running_loop().run_in_executor(self._loading, LoadedModel.load, *arguments)
+        self._models.add(model)
+        if self._batching != batching:
+            await model.rebatch(self._batching)
         logger.info("%s is loaded; batch sizes in use: %s", release.id, list(model.sizes))
         return model
+
+    def _told_clients(self, error: Exception) -> str:
+        return without_places(str(error), self._settings.home)
 
 
 def log_with_serve() -> None:

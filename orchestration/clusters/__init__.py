@@ -1,0 +1,1 @@
+"""Clusters: their files, jobs on them, and what is wrong with one."""

@@ -1,0 +1,110 @@
+"""Homes on object storage for tests: what is published, stores that fail, runs that are killed."""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.home import Home, copy_of, exclusive, find_home
+from orchestration.remote.copies import WorkingCopy
+from orchestration.training.state import checkpoint_folders
+from orchestration.training.worker import CHECKPOINTS, Job
+from tests.contract.test_resume import hashes, recorded, short_run
+from tests.remote_drill import start_remote_drill, train_held
+from tests.tiny import tiny_job
+
+SYSTEM = "xmcgan"
+PATIENCE_S = 120.0
+ROUTES = ("pipe_file", "put_file", "cat_file", "get_file", "find", "exists", "rm_file", "cp_file", "mv", "modified")
+
+
+def machine(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """The home as a machine with this cache sees it."""
+    monkeypatch.setenv("T2I_CACHE", str(cache))
+    return find_home(url)
+
+
+def working_copy(home: Home) -> WorkingCopy:
+    copy = copy_of(home.root)
+    assert copy is not None
+    return copy
+
+
+def published(home: Home) -> dict[str, bytes]:
+    """Every object below the home's URL."""
+    store = working_copy(home).store
+    return {name: store.read(name) for name in store.sizes("")}
+
+
+def job_at(home: Home, data: Path, **changes: object) -> Job:
+    """A short run in the home; its data lie elsewhere, where every machine has them."""
+    job = tiny_job(data, short_run(SYSTEM, **changes))
+    return replace(job, folder=str(home.runs / "run"))
+
+
+def whole_in(run: Path) -> list[str]:
+    return [folder.name for folder in checkpoint_folders(run / CHECKPOINTS)]
+
+
+def killed_and_repeated_elsewhere(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL after the first published checkpoint, the machine is lost, another repeats the command: the same bytes."""
+    first = machine(url, folder / "first", monkeypatch)
+    job = job_at(first, folder / "data")
+    store = working_copy(first).store
+    process = start_remote_drill(job, folder, PATIENCE_S)
+    try:
+        calm = job_at(Home(folder / "calm home"), folder / "calm")
+        assert train_held(calm) == "finished"
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(name.endswith("/manifest.json") for name in store.sizes("runs/run/checkpoints")):
+            assert process.poll() is None, (folder / "stderr").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    shutil.rmtree(first.root)
+
+    second = machine(url, folder / "second", monkeypatch)
+    again = replace(job, folder=str(second.runs / "run"))
+    with exclusive(Path(again.folder)):
+        assert whole_in(Path(again.folder)) == whole_in(Path(calm.folder))[:1] or len(whole_in(Path(again.folder))) == 1
+    assert train_held(again) == "finished"
+    assert_alike(Path(again.folder), Path(calm.folder))
+
+    third = machine(url, folder / "third", monkeypatch)
+    with exclusive(third.runs / "run"):
+        assert_alike(third.runs / "run", Path(calm.folder))
+
+
+def assert_alike(run: Path, calm: Path) -> None:
+    assert hashes(run / CHECKPOINTS) == hashes(calm / CHECKPOINTS)
+    assert hashes(run / "pictures") == hashes(calm / "pictures")
+    assert recorded(run) == recorded(calm)
+    assert (run / "outcome.json").read_bytes() == (calm / "outcome.json").read_bytes()
+
+
+class Unreliable:
+    """A file system whose calls fail when `fails(number, route)` says so; it counts them."""
+
+    def __init__(self, files: Any, fails: Callable[[int, str], bool]) -> None:
+        self._files, self.fails, self.calls = files, fails, 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._files, name)
+        if name not in ROUTES:
+            return found
+
+        def call(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.fails(self.calls, name):
+                raise ConnectionError("the store is away")
+            return found(*args, **options)
+
+        return call

@@ -17,17 +17,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestration.campaigns.ledger import FILE, Ledger
-from orchestration.campaigns.segments import fetch_rung, taking
+from orchestration.campaigns import segments
+from orchestration.campaigns.execution import SEGMENT
+from orchestration.campaigns.ledger import FILE, Ledger, Reached, Segment, SegmentState
+from orchestration.campaigns.segments import Given, fetch_rung, reached_from_json, taking
 from orchestration.errors import RequestError, RunError
 from orchestration.home import COPY, Home, copy_of, exclusive, find_home, pull
 from orchestration.remote import copies, following, lease, places, store
 from orchestration.remote.lease import LEASE, Owner
+from orchestration.runs import find_checkpoint
 from orchestration.stages import MANIFEST as STAGE_MANIFEST
-from orchestration.stages import ensure, file_sha256
+from orchestration.stages import ensure, file_sha256, quiet
+from orchestration.tracking import Tracker
 from orchestration.training import worker
+from orchestration.training.launch import train_part
 from orchestration.training.state import MANIFEST, newest_checkpoint, open_checkpoint
-from orchestration.training.worker import CHECKPOINTS, OUTCOME
+from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, train_worker
 from tests.remote_drill import train_held
 from tests.remote_support import (
     Unreliable,
@@ -41,7 +46,11 @@ from tests.remote_support import (
     whole_in,
     working_copy,
 )
+from tests.test_segments import SPACE, STEP, FixedJudge, NoTracker
+from tests.test_segments import segment as segment_of
+from tests.test_segments import short_run as segment_run
 from tests.test_stages import Work, stage_of
+from tests.tiny import CPU, small_pretrained_nets, tiny_job
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +91,7 @@ def test_a_home_of_this_machine_pays_nothing(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from orchestration.home import exclusive, find_home, pull
+from orchestration.home import exclusive, find_home, publishing, pull
 from orchestration.remote import places
 home = find_home({str(tmp_path / "home")!r})
 with exclusive(home.runs / "run"), publishing(home.runs / "run") as saved:
@@ -521,3 +530,99 @@ def test_no_sequence_shows_half_a_checkpoint(operations: list[tuple[str, int, in
                 open_checkpoint(homes[2].runs / "run" / CHECKPOINTS / name)
             seen = newest_checkpoint(homes[2].runs / "run" / CHECKPOINTS)
             assert (seen.images_seen if seen else 0) >= safe
+
+
+def test_a_run_is_trained_on_another_machine_than_its_command(
+    first: Home, url: str, tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = job_at(Home(tmp_path / "calm home"), tmp_path / "calm")
+    assert train_held(calm) == "finished"
+    job = job_at(first, tmp_path / "data")
+    run = Path(job.folder)
+
+    def elsewhere(job: Job) -> None:
+        told = json.loads(json.dumps(places.told(job.to_json(), run)))
+        theirs = machine(url, tmp_path / "second", monkeypatch)
+        moved = Job.from_json(places.here(told))
+        assert Path(moved.folder) == theirs.runs / "run"
+        with small_pretrained_nets():
+            train_worker(moved, lambda _: None, CPU)
+        machine(url, tmp_path / "first", monkeypatch)
+        assert whole_in(run) == []
+        pull(run, writing=True)
+
+    last = train_part(tracker, job.experiment, job.prepared, run, quiet, elsewhere)
+    assert last.parent == run / CHECKPOINTS and last.name == whole_in(Path(calm.folder))[-1]
+    assert_alike(run, Path(calm.folder))
+    third = machine(url, tmp_path / "third", monkeypatch)
+    checkpoint, folder = find_checkpoint(third, "run")
+    assert folder == third.runs / "run" and checkpoint.digest == open_checkpoint(last).digest
+
+
+def test_a_campaigns_segments_run_on_several_machines(
+    first: Home, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other on two, with a donor from the other one: as on one alone; and the driver has them all."""
+    monkeypatch.setattr(segments, "Tracker", NoTracker)
+    monkeypatch.setattr(worker, "make_judge", FixedJudge)
+    base = segment_run(training__checkpoint_kimg=STEP, training__keep_checkpoints=1)
+    prepared = tiny_job(tmp_path / "job", base, protocol="fixed").prepared
+    told = Given(base, SPACE, prepared, first.campaigns / "c", "parent", first.root, None, "c")
+    alone = replace(told, folder=tmp_path / "alone", home=tmp_path)
+
+    def on(given: Given, cache: str, segment: Segment) -> Reached:
+        values = json.loads(json.dumps(places.told({**given.to_json(), SEGMENT: asdict(segment)}, given.folder)))
+        machine(url, tmp_path / cache, monkeypatch)
+        try:
+            with small_pretrained_nets():
+                return reached_from_json(json.loads(json.dumps(segments.run_segment(values))))
+        finally:
+            machine(url, tmp_path / "first", monkeypatch)
+            pull(given.trial_folder(segment.trial))
+
+    def all_of(given: Given, caches: str) -> list[tuple[object, ...]]:
+        where = iter(["first" if letter == "a" else "second" for letter in caches])
+        donor = on(given, next(where), segment_of(0, 0))
+        own = on(given, next(where), segment_of(1, 0, 0.5))
+        later = on(given, next(where), segment_of(1, 1, 0.7, 0, donor.digest))
+        last = on(given, next(where), segment_of(1, 2, 0.7))
+        assert last.state == SegmentState.REACHED, last.reason
+        assert given.folder.joinpath(last.checkpoint or "").is_dir()
+        return [(one.state, one.kimg, one.figures, one.digest) for one in (donor, own, later, last)]
+
+    wanted = all_of(alone, "aaaa")
+    with exclusive(told.folder):
+        assert all_of(told, "abba") == wanted
+    shutil.rmtree(first.root)
+    machine(url, tmp_path / "first", monkeypatch)
+    with exclusive(told.folder):
+        assert all_of(replace(told, folder=first.campaigns / "c"), "baab") == wanted
+
+
+def test_a_donors_checkpoint_is_never_mixed_with_the_trials_own(
+    first: Home, second: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever moment a publication is cut off at: the trial says it begins from the donor's only where that is newest,
+    and no manifest stands above another checkpoint's files."""
+    run = made_by(first, 1, 2)
+    with exclusive(run):
+        (run / "segment.json").write_text("old")
+    shutil.rmtree(run / CHECKPOINTS)
+    small_checkpoint(run / CHECKPOINTS, 1, b"donors ")
+    (run / "segment.json").write_text("new")
+    said = set()
+    for allowed in range(40):
+        spoil(first, lambda number, _, allowed=allowed: number > allowed)
+        working_copy(first).store.attempts = 1
+        with suppress(OSError):
+            working_copy(first).push(run)
+        copies.open_store.cache_clear()
+        shutil.rmtree(second.root / "runs", ignore_errors=True)
+        pull(second.runs / "run")
+        segment = (second.runs / "run" / "segment.json").read_text()
+        said.add(segment)
+        if segment == "new":
+            assert whole_in(second.runs / "run") == ["kimg-000001.000"]
+            weights = second.runs / "run" / CHECKPOINTS / "kimg-000001.000" / "net.safetensors"
+            assert weights.read_bytes() == b"donors 1"
+    assert said == {"old", "new"} and not caplog.records

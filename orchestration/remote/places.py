@@ -35,7 +35,7 @@ def told(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def here(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a worker was told, with the paths of this node, and the stages it names in place.
+    """What a worker was told, with the paths of this node, and the stages and scenes it names in place.
 
     Raises RunError when a stage is not to be had.
     """
@@ -58,6 +58,12 @@ def here(given: Mapping[str, Any]) -> dict[str, Any]:
         with FileLock(lock_file(folder)):
             if not is_finished(folder) and not remote.fetch(folder, quiet):
                 raise RunError(f"stage {name} is neither here nor in {remote.url}: repeat the command to publish it")
+    scenes = [Path(text) for text in _strings(values) if text.startswith(f"{home.data}/")]
+    if not all(folder.exists() for folder in scenes):
+        from orchestration.data.sources import source_folder
+
+        experiment = values.get("experiment") or values["base"]
+        source_folder(experiment["data"]["source"], home.root)  # drawn the same everywhere
     return values
 
 

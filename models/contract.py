@@ -418,9 +418,19 @@ class Gathered(Protocol[ConfigT]):
 class System(Trainable[ConfigT], Protocol[ConfigT]):
     """One paper's GAN."""
 
-    def sample(self, nets: Nets, config: ConfigT, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self, nets: Nets, config: ConfigT, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
+    ) -> Tensor:
         """Pictures (B,3,H,W) in [-1, 1] for B seeds and what they are conditioned on: a batch without images, with
-        what the system reads of captions or graphs. The same seed and condition give the same picture."""
+        what the system reads of captions or graphs. The same seed and condition give the same picture.
+
+        truncation: of the latent, in standard deviations, see `models.blocks.noise.truncated`; none leaves it as it is.
+        Raises ValueError where it is not above 0, or `truncates` says no.
+        """
+        ...
+
+    def truncates(self, nets: Nets, config: ConfigT) -> bool:
+        """Whether pictures come from a standard normal latent; `nets` are those that `sample` takes."""
         ...
 
 
@@ -482,9 +492,3 @@ class Finder(Protocol):
 def parameter_count(net: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-def seeded_noise(seeds: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """(len(seeds), width) standard normal numbers, row i from seed i alone; drawn on the CPU so devices agree."""
-    rows = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows).to(device)

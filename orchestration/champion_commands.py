@@ -96,8 +96,8 @@ def promote(
 def rollback(app: App, model: str) -> Result:
     """Make the champion before the champion again.
 
-    Repeated, it goes back further, until there is none left. A server that runs keeps the version it began with: start
-    it again. What was rolled back stays a version, and can be promoted again.
+    Repeated, it goes back further, until there is none left. A server that runs follows within seconds. What was rolled
+    back stays a version, and can be promoted again.
 
     \b
     Example: t2i rollback --model xmcgan

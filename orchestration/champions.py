@@ -27,6 +27,8 @@ from orchestration.tracking import Tracker
 from orchestration.training.state import Checkpoint, open_checkpoint
 
 PROMOTIONS = "promotions"
+CHECKPOINT_TAG = "t2i.checkpoint_digest"
+"""Of a version: the digest of its checkpoint's manifest."""
 HOW_ON = "train further, compare by more --samples, or promote it with --force"
 MEND = "mend that, or promote it unjudged with --force"
 
@@ -168,7 +170,7 @@ def rollback(tracker: Tracker, home: Home, model: str, command: str = "") -> Rol
 def _registered(tracker: Tracker, checkpoint: Checkpoint, run_id: str, figures: Mapping[str, float]) -> ModelVersion:
     experiment = checkpoint.experiment
     tags = {
-        "t2i.checkpoint_digest": checkpoint.digest,
+        CHECKPOINT_TAG: checkpoint.digest,
         "t2i.recipe": experiment.recipe,
         "t2i.identity": experiment.identity,
         "t2i.data_digest": checkpoint.provenance.data_digest,

@@ -18,13 +18,14 @@ from orchestration import (
     evaluation_commands,
     report_commands,
     reproduce_commands,
+    serve_commands,
     show_commands,
     stage_commands,
     tune_commands,
 )
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
-from orchestration.options import chosen_experiment, number, takes_experiment
+from orchestration.options import chosen_experiment, takes_experiment
 
 # Before any library that reads them is imported.
 ENVIRONMENT = {
@@ -109,49 +110,6 @@ def train(
     }
 
 
-@command(cli, "serve")
-@click.option(
-    "--model", default="xmcgan", show_default=True, metavar="NAME", help="Registered model whose champion is served."
-)
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    metavar="ADDRESS",
-    help="Address to listen on; the default answers this machine only.",
-)
-@number("--port", "Port to listen on.", 1, 65535, default=8000)
-def serve(app: App, model: str, host: str, port: int) -> Result | None:
-    """Serve the champion with Ray Serve until interrupted.
-
-    POST /v1/images with {"prompt": ..., "seed": 0, "images": 1} gives a PNG, or JSON with several; GET /healthz says
-    which version answers. With T2I_SERVE_TOKEN set, requests need it as a bearer token.
-
-    \b
-    Example:
-      t2i serve --port 8000 &
-      curl -s localhost:8000/v1/images -H 'Content-Type: application/json' \\
-        -d '{"prompt": "a blue fish in the sea", "seed": 1}' -o fish.png
-    """
-    from orchestration.champions import champion_checkpoint
-    from orchestration.painter import require_words
-    from orchestration.serving import start_server
-
-    tracker = app.tracker()
-    champion = tracker.champion(model)
-    if champion is None:
-        raise RequestError(f"model {model!r} has no champion: train one and run t2i promote RUN, or t2i quickstart")
-    checkpoint = champion_checkpoint(tracker, champion, app.home)
-    require_words(checkpoint.experiment)
-    server = start_server(checkpoint.folder, app.home.root, model, str(champion.version), host=host, port=port)
-    app.say(f"{model} version {champion.version} answers at {server.url} (Ctrl-C ends it)")
-    try:
-        server.wait()
-    finally:
-        server.stop()
-    return None
-
-
 @command(cli, "models")
 @click.argument("system", required=False)
 def models(app: App, system: str | None) -> Result:
@@ -177,6 +135,7 @@ reproduce_commands.add_to(cli)
 evaluation_commands.add_to(cli)
 show_commands.add_to(cli)
 champion_commands.add_to(cli)
+serve_commands.add_to(cli)
 cli.add_command(data_commands.data)
 cli.add_command(stage_commands.stages)
 

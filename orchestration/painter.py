@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from orchestration.data.patch_source import PatchFinder
 from orchestration.data.patches import open_bank
 from orchestration.data.records import SceneGraph, SceneObject
 from orchestration.data.transforms import get_transform
+from orchestration.data.word_encoder import WordEncoder
 from orchestration.errors import RequestError
 from orchestration.evaluation.looking import drawer
 from orchestration.evaluation.pixels import to_bytes
 from orchestration.home import Home
 from orchestration.narratives.reader import NarrativeReader
 from orchestration.readers import Reader, checkpoint_encoder, vocabulary_digest
+from orchestration.reasons.abilities import abilities_of
+from orchestration.reasons.prompts import prompt_reasons
+from orchestration.reasons.schema import Abilities, Reasons
 from orchestration.stages import DamagedStage, Manifest, is_finished, read_manifest, reopen
 from orchestration.training.state import Checkpoint, load_for_sampling, open_checkpoint
 
@@ -119,6 +124,7 @@ class Painter:
         self.experiment_name = self.experiment.recipe
         self.resolution: int = self.experiment.get_system().resolution(self.experiment.model)
         self.nets = load_for_sampling(checkpoint, device, vocabulary_digest(encoder))
+        self.truncates: bool = self.experiment.get_system().truncates(self.nets, self.experiment.model)
         self._draw = drawer(self.experiment, self.nets, device)
 
     @classmethod
@@ -142,7 +148,7 @@ class Painter:
         prompts: Iterable[str] | None = None
         if isinstance(self.encoder, GraphReader):
             prompts = graph_prompts(self.encoder, self.patches)
-        elif isinstance(self.encoder, NarrativeReader):
+        elif isinstance(self.encoder, NarrativeReader | WordEncoder):
             prompts = self.encoder.probes
         return None if prompts is None else list(zip(prompts, (1, 2, 3), strict=True))
 
@@ -154,18 +160,60 @@ class Painter:
             return
         if not isinstance(self.encoder, GraphReader):
             check_encodable([prompt])
+            if isinstance(self.encoder, WordEncoder):
+                self.encoder.check(prompt)
             return
         graphs = self.encoder.graphs([prompt])
         if self.patches is not None:
             self.patches.check(graphs)
 
-    def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """(B,3,H,W) in [-1, 1] for B prompts and B seeds."""
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What can be asked of it. Never fails."""
+        return abilities_of(self)
+
+    def explain(self, prompt: str, seeds: Sequence[int], truncation: float | None = None) -> Reasons:
+        """Why the pictures of one prompt look as they do, one a seed: how it was read, and what was chosen for it.
+
+        It costs no more than drawing them. Raises RequestError as `draw`.
+        """
+        self._check_truncation(truncation)
+        require_words(self.experiment)
+        if isinstance(self.encoder, GraphReader):
+            from orchestration.reasons.graphs import graph_reasons
+
+            return graph_reasons(self, prompt, seeds)
+        if isinstance(self.encoder, NarrativeReader):
+            from orchestration.narratives.narrative_text import read_narrative
+            from orchestration.reasons.narratives import narrative_reasons
+
+            [composed] = self.encoder.composed([read_narrative(prompt)])
+            return narrative_reasons(composed, self.encoder.composer.bank.classes)
+        assert not isinstance(self.encoder, LabelNames)
+        return prompt_reasons(self.encoder, prompt)
+
+    def draw_float(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> Tensor:
+        """(B,3,H,W) in [-1, 1] for B prompts and B seeds; truncation: of the latent, in standard deviations, see
+        `models.blocks.noise.truncated`. Raises RequestError."""
+        self._check_truncation(truncation)
         if isinstance(self.encoder, GraphReader):
             # One by one: of how many objects the others are, which no probe can foresee, decides how sums are rounded.
             pairs = zip(prompts, seeds, strict=True)
-            return torch.cat([self._draw(self.conditions([prompt]), [seed]) for prompt, seed in pairs])
-        return self._draw(self.conditions(prompts), seeds)
+            return torch.cat([self._draw(self.conditions([prompt]), [seed], truncation) for prompt, seed in pairs])
+        return self._draw(self.conditions(prompts), seeds, truncation)
+
+    def _check_truncation(self, truncation: float | None) -> None:
+        if truncation is None:
+            return
+        if not self.truncates:
+            raise RequestError(
+                f"truncation is {truncation:g}, but {self.experiment_name} draws from no latent that can be truncated: "
+                "leave truncation out"
+            )
+        if not truncation > 0:
+            raise RequestError(
+                f"truncation is {truncation:g}: write a number of standard deviations above 0, such as 1"
+            )
 
     def conditions(self, prompts: Sequence[str]) -> Batch:
         """What pictures of B prompts are drawn from. Raises RequestError for a prompt that cannot be read."""
@@ -188,10 +236,11 @@ class Painter:
         found = self.patches(conditions.graphs)
         return replace(conditions, candidates=replace(found, patches=transform.normalise(found.patches)))
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """(B,H,W,3) bytes for B prompts and B seeds."""
-        pictures: NDArray[np.uint8] = to_bytes(self.draw_float(prompts, seeds)).permute(0, 2, 3, 1).cpu().numpy()
-        return pictures
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> NDArray[np.uint8]:
+        """(B,H,W,3) bytes for B prompts and B seeds; truncation: as in `draw_float`."""
+        pictures = to_bytes(self.draw_float(prompts, seeds, truncation))
+        channels_last: NDArray[np.uint8] = pictures.permute(0, 2, 3, 1).cpu().numpy()
+        return channels_last
 
 
 def graph_prompts(reader: GraphReader, patches: PatchFinder | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from orchestration.campaigns.execution import SLOT
 from orchestration.campaigns.points import trial_experiment
 from orchestration.campaigns.settings import CampaignSettings, Objective
 from orchestration.champion_contest import Contest
-from orchestration.champions import champion_checkpoint, promote
+from orchestration.champions import promote
 from orchestration.cluster import ray_cluster
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
@@ -142,11 +142,13 @@ def challenge(
 
 def draw_by_endpoint(tracker: Tracker, home: Home, prompt: str) -> bytes:
     """PNG bytes for a prompt from a server that is started for it and stopped again."""
-    from orchestration.serving import request_image, start_server
+    from orchestration.serving import request_image
+    from orchestration.serving.server import start_server
+    from orchestration.serving.settings import ServeSettings
 
     champion = tracker.champion(get_recipe(RECIPE).system)
     if champion is None:
         raise RunError("there is no champion in the registry: repeat the quickstart")
-    checkpoint = champion_checkpoint(tracker, champion, home)
-    with start_server(checkpoint.folder, home.root, champion.model, str(champion.version), port=0) as server:
+    settings = ServeSettings(home=home.root, tracking_uri=tracker.uri, models=(champion.model,))
+    with start_server(settings, port=0) as server:
         return request_image(server.url, prompt, seed=0, timeout=60.0)

@@ -181,6 +181,22 @@ class Registry(Connection):
                 )
                 return int(created.version)
 
+    def models(self) -> list[str]:
+        """The names of all registered models."""
+        with self._talk("listing the registered models") as client:
+            return sorted(found.name for found in every(client.search_registered_models))
+
+    def aliased(self, model: str) -> dict[str, int]:
+        """The version that each alias of a model names; empty for a model that is not registered."""
+        with self._talk(f"looking up the aliases of {model}") as client:
+            registered = _registered(client, model)
+            return {} if registered is None else {name: int(number) for name, number in registered.aliases.items()}
+
+    def folder_here(self, version: ModelVersion) -> Path | None:
+        """The version's checkpoint folder if its artifacts are on this machine; nothing is fetched or checked."""
+        local = self._local_folder(version.source)
+        return local if local is not None and local.is_dir() else None
+
     def versions(self, model: str) -> list[ModelVersion]:
         """Every version of a model, oldest first; empty for a model that is not registered."""
         with self._talk(f"listing the versions of {model}") as client:

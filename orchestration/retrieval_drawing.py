@@ -15,7 +15,7 @@ from orchestration.data.overlays import colour_of
 from orchestration.data.panels import PALE, enlarged, fitted, sheet
 
 SHOWN = 8
-"""Candidates of an object on the sheet; what was chosen beyond them is shown too."""
+"""Candidates of an object on the sheet and in replies; what was chosen beyond them is shown too."""
 
 Pixels = NDArray[np.uint8]
 Rectangle = tuple[float, float, float, float]
@@ -59,6 +59,11 @@ class Retrieval:
     image_id: int | None = None
     real: Pixels | None = None
 
+    def shown(self, thing: int) -> list[int]:
+        """Which candidates of an object are shown, the nearest first."""
+        first = range(min(SHOWN, len(self.candidates[thing])))
+        return sorted({*first, *(sample.chosen[thing] for sample in self.samples if sample.chosen[thing] >= 0)})
+
     def to_json(self) -> dict[str, Any]:
         """Without pixels."""
         return {
@@ -82,16 +87,10 @@ def retrieval_sheet(
     title: str, about: str, found: Sequence[Retrieval], photographs: Mapping[int, Pixels]
 ) -> Image.Image:
     """One below the other: graph, candidates, boxes, and for each seed where the patches are from and the picture."""
-    across = max(len(_shown(one, thing)) for one in found for thing in range(len(one.objects)))
+    across = max(len(one.shown(thing)) for one in found for thing in range(len(one.objects)))
     names = max(lettering.width_of(name) for one in found for name in one.objects) + 2 * GAP
     blocks = [_block(one, photographs, round(names), across) for one in found]
     return sheet(title, about, blocks, max(block.width for block in blocks))
-
-
-def _shown(one: Retrieval, thing: int) -> list[int]:
-    """Which candidates of an object are on the sheet."""
-    first = range(min(SHOWN, len(one.candidates[thing])))
-    return sorted({*first, *(sample.chosen[thing] for sample in one.samples if sample.chosen[thing] >= 0)})
 
 
 def _block(one: Retrieval, photographs: Mapping[int, Pixels], names: int, across: int) -> Image.Image:
@@ -121,7 +120,7 @@ def _block(one: Retrieval, photographs: Mapping[int, Pixels], names: int, across
     for thing, name in enumerate(one.objects):
         y = top + thing * ROW
         lettering.tag(block, name, colour_of(thing), [(x, y + TILE / 2 - BELOW / 2)], [])
-        for column, place in enumerate(_shown(one, thing)):
+        for column, place in enumerate(one.shown(thing)):
             _candidate(block, one, thing, place, (x + names + column * (TILE + GAP), y))
     x += names + across * (TILE + GAP) + WIDE
     say("boxes", x)
@@ -164,10 +163,16 @@ def _candidate(block: Image.Image, one: Retrieval, thing: int, place: int, corne
     pen.text((x, y + TILE + FINE), fitted(said, TILE + GAP, SMALL), fill=INK, font=font(SMALL))
 
 
+def in_picture(box: Sequence[float]) -> Rectangle:
+    """x0, y0, x1, y1 of what is seen of a predicted box, which may be turned around or leave the picture."""
+    x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) if math.isfinite(edge) else 0.0 for edge in box)
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
 def _rectangle(box: Sequence[float], side: int) -> Rectangle:
     """In pixels, ordered and inside."""
-    x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) * (side - 1) for edge in box)
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+    x0, y0, x1, y1 = (edge * (side - 1) for edge in in_picture(box))
+    return x0, y0, x1, y1
 
 
 def _with_box(photograph: Pixels, box: Sequence[float], colour: Colour) -> Image.Image:

@@ -179,6 +179,11 @@ class Tracker(Registry):
             )
             return [_summary(run) for run in runs]
 
+    def run_summary(self, run_id: str) -> RunSummary:
+        """One run. Raises RequestError when there is none of that id."""
+        with self._talk(f"looking up run {run_id}") as client:
+            return _summary(client.get_run(run_id))
+
     def _experiment_id(self, client: Any, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:

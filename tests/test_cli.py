@@ -300,7 +300,7 @@ class TestUnknownRuns:
         t2i(command, "xmcgan_scenes32-abc").refused("no checkpoint")
 
     def test_nobody_to_serve(self, t2i: T2i) -> None:
-        t2i("serve").refused("model 'xmcgan' has no champion", "t2i promote RUN")
+        t2i("serve").refused("no model in", "has a champion", "t2i promote RUN", "t2i quickstart")
 
     def test_too_few_samples(self, t2i: T2i) -> None:
         t2i("evaluate", "any", "--samples", "3").refused("--samples", "x>=16")

@@ -1,19 +1,19 @@
 """Drawing from scene graphs that a person types: with sg2im, and with RetrieveGAN from the patches in a home."""
 
 import asyncio
+import io
 import json
-import logging
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from starlette.testclient import TestClient
+from PIL import Image
 
 from orchestration.data.graph_text import MOST_OBJECTS, read_graph
 from orchestration.data.patch_source import PatchFinder
@@ -21,9 +21,12 @@ from orchestration.errors import RequestError
 from orchestration.home import Home
 from orchestration.painter import Painter
 from orchestration.preparation import Preparation
-from orchestration.serving.app import Ingress, PainterReplica
-from orchestration.serving.endpoint import create_http_app
-from orchestration.serving.painting import PROBES, InvariantBatches, probes_of, prompt_fault
+from orchestration.reasons.schema import Kind
+from orchestration.serving.backend import Job, Painted
+from orchestration.serving.catalogue import Release
+from orchestration.serving.loaded import Counts, LoadedModel, Refusal
+from orchestration.serving.painting import InvariantBatches
+from orchestration.serving.settings import BatchSettings
 from orchestration.stages import DamagedStage, read_records
 from tests.cascade_drill import train
 from tests.cli_support import made
@@ -121,6 +124,15 @@ class TestDrawing:
         drawn = painter.draw_float([typed, f"{first} {relation} {second}"], [4, 4])
         assert torch.equal(drawn[0], drawn[1])
 
+    def test_what_chooses_patches_is_no_latent(self, painter: Painter, words: list[str]) -> None:
+        for draw in (painter.draw, painter.draw_float, InvariantBatches(painter, 1).draw):
+            with pytest.raises(RequestError) as caught:
+                draw(words[:1], [1], 0.5)
+            assert str(caught.value) == (
+                f"truncation is 0.5, but {painter.experiment_name} draws from no latent that can be truncated: leave "
+                "truncation out"
+            )
+
     def test_wrong_graphs(self, painter: Painter, words: list[str]) -> None:
         name = words[0]
         for prompt, part in (
@@ -200,6 +212,17 @@ class TestSg2im:
         assert together.shape == (3, 3, 32, 32)
         assert torch.equal(alone.draw_float(words[2:], [3])[0], together[2])
 
+    def test_its_noise_can_be_truncated(self, alone: Painter, words: list[str]) -> None:
+        """In any company, and in the batches that are served."""
+        whole, cut = alone.draw(words, [1, 2, 3]), alone.draw(words, [1, 2, 3], 0.1)
+        assert (whole == alone.draw(words, [1, 2, 3], None)).all() and (whole != cut).any((1, 2, 3)).all()
+        batches = InvariantBatches(alone, 2)
+        assert (batches.draw(words, [1, 2, 3], 0.1) == cut).all() and (batches.draw(words, [1, 2, 3]) == whole).all()
+        assert torch.equal(alone.draw_float(words[2:], [3], 0.1), alone.draw_float(words, [1, 2, 3], 0.1)[2:])
+        for wrong in (0.0, -1.0, float("nan")):
+            with pytest.raises(RequestError, match=f"^truncation is {wrong:g}: write a number of standard deviations"):
+                alone.draw(words, [1, 2, 3], wrong)
+
     def test_its_probes_are_graphs(self, alone: Painter) -> None:
         prompts = [prompt for prompt, _ in alone.probes or ()]
         counts = [len(read_graph(prompt, alone.encoder.vocabulary).objects) for prompt in prompts]  # type: ignore[union-attr]
@@ -210,42 +233,28 @@ class TestServing:
     def test_every_batch_size_is_steady(self, painter: Painter) -> None:
         assert InvariantBatches(painter, 4).sizes == (1, 2, 4)
 
-    def test_painters_of_captions_have_the_common_probes(self) -> None:
-        plain: Any = SimpleNamespace()
-        assert probes_of(plain) == PROBES and prompt_fault(plain, "") is None
-        captions: Any = SimpleNamespace(probes=None)
-        assert probes_of(captions) == PROBES
+    def test_what_a_served_model_refuses_and_draws(self, painter: Painter, words: list[str]) -> None:
+        release = Release("grapher", 1, painter.checkpoint_digest)
+        with ThreadPoolExecutor(1) as thread:
+            batches, counts = InvariantBatches(painter, 2), Counts()
+            model = LoadedModel(release, painter, batches, BatchSettings(max_batch=2), thread, counts)
 
-    def test_a_wrong_graph_is_refused_by_the_endpoint(
-        self, painter: Painter, words: list[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # An ingress has a process of its own, whose logging it sets up.
-        ours = logging.getLogger("orchestration")
-        monkeypatch.setattr(ours, "handlers", ours.handlers)
-        monkeypatch.setattr(ours, "level", ours.level)
-        replica = PainterReplica.__new__(PainterReplica)
-        replica._painter = painter
-        drawn: list[str] = []
+            def paint(text: str, kind: Kind = "graph", truncation: float | None = None) -> Painted | Refusal:
+                return asyncio.run(model.paint(Job(kind, text, (3, 4), truncation=truncation)))
 
-        async def draw_one(item: tuple[str, int, str]) -> None:
-            drawn.append(item[0])
-
-        replica._draw_one = draw_one
-
-        class Handle:
-            async def remote(self, *arguments: Any) -> Any:
-                return await replica.paint(*arguments)
-
-        client = TestClient(create_http_app(Ingress(SimpleNamespace(paint=Handle()), 5, None)))
-        for prompt, part in (
-            (f"{words[0]} beneth {words[0]} 2", "no relation 'beneth' is known"),
-            ('{"objects": []}', "has no object"),
-            ('{"objects": "x"}', "cannot be read as JSON"),
-        ):
-            reply = client.post("/v1/images", json={"prompt": prompt})
-            assert reply.status_code == 422
-            error = reply.json()["error"]
-            assert error["code"] == "wrong_prompt" and part in error["message"] and "\n" not in error["message"]
-        assert not drawn
-        assert asyncio.run(replica.paint(words[1], [3, 4], "id")) is None  # as `draw_one` has it
-        assert drawn == [words[1]] * 2
+            for prompt, part in (
+                (f"{words[0]} beneth {words[0]} 2", "no relation 'beneth' is known"),
+                ('{"objects": []}', "has no object"),
+                ('{"objects": "x"}', "cannot be read as JSON"),
+            ):
+                found = paint(prompt)
+                assert isinstance(found, Refusal) and found.code == "wrong_prompt"
+                assert part in found.message and "\n" not in found.message
+            assert paint(words[1], kind="prompt").code == "wrong_input"  # type: ignore[union-attr]
+            cut = paint(words[1], truncation=0.5)
+            assert isinstance(cut, Refusal) and "latent" in cut.message
+            assert counts.pictures == 0
+            drawn = paint(words[1])
+        assert isinstance(drawn, Painted) and len(drawn.pictures) == 2 and counts.pictures == 2
+        for png, pixels in zip(drawn.pictures, painter.draw([words[1]] * 2, [3, 4]), strict=True):
+            assert (np.asarray(Image.open(io.BytesIO(png))) == pixels).all()

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.blocks.noise import seeded_noise
 from models.blocks.norm import AttentionalSelfModulation, BatchStatistics, SelfModulation, frozen_statistics
 from models.blocks.spectral import SpectralConv2d, SpectralLinear
-from models.contract import TextFeatures, parameter_count, seeded_noise
+from models.contract import TextFeatures, parameter_count
 from models.losses.adversarial import hinge_discriminator, hinge_generator
 from models.losses.contrastive import Contrast, contrast_scores, nt_xent, word_region_scores
 from models.xmcgan import XMCGAN, Discriminator, Generator, XMCGANConfig

@@ -18,7 +18,8 @@ from orchestration.data.overlays import colour_of
 from orchestration.narratives import drawing
 from orchestration.narratives.composed import Composed, Found
 from orchestration.narratives.composer import NOT_IN_BANK, NOT_IN_STUFF, NOT_RETRIEVED, NOT_SHOWN, Composer
-from orchestration.narratives.drawing import PICTURE, RETRIEVED, UNKNOWN, Shown, narrative_sheet
+from orchestration.narratives.drawing import PICTURE, RETRIEVED, Shown, narrative_sheet
+from orchestration.narratives.regions import UNKNOWN, class_colour, mixed
 from tests.composing_support import Told, bank_of, narrative, silent
 
 CLASSES = ("cat", "dog", "grass", "sky", "sand")
@@ -87,8 +88,8 @@ class TestWords:
         page = drawing._words(shown(), 1000)
         for place, each in enumerate(shown().composed.mentions):
             ground = lettering.line_height(SMALL) * lettering.width_of(f"{place + 1}", SMALL)
-            assert count_of(page, drawing._mixed(colour_of(place), 0.25)) > ground
-            assert (count_of(page, drawing._mixed(colour_of(place), 0.3)) > ground) == bool(each.why)
+            assert count_of(page, mixed(colour_of(place), 0.25)) > ground
+            assert (count_of(page, mixed(colour_of(place), 0.3)) > ground) == bool(each.why)
 
     def test_a_mention_that_goes_on_in_the_next_line_is_numbered_there(self) -> None:
         one = shown(composed(narrative(("a very big cat", [(0.5, 0.5)])), tags=np.full(4, CAT)))
@@ -222,7 +223,7 @@ class TestMaps:
     def test_stuff_has_the_colour_of_its_mention_and_things_that_of_theirs(self) -> None:
         one = shown()
         stuff, things, whole = drawing._maps(one)
-        sky = drawing._class_colour(one, SKY)
+        sky = class_colour(one.composed, SKY, CLASSES)
         seen = [
             [count_of(page, each) > 100 for each in (colour_of(0), colour_of(2), colour_of(1), sky)]
             for page in (stuff, things, whole)
@@ -240,7 +241,7 @@ class TestMaps:
         stuff, things, whole = drawing._maps(shown(nothing_found(composed())))
         assert count_of(stuff, UNKNOWN) > 0.8 * PICTURE**2 < count_of(whole, UNKNOWN)
         assert count_of(things, UNKNOWN) < 50
-        assert drawing._class_colour(shown(), NONE) == UNKNOWN
+        assert class_colour(composed(), NONE, CLASSES) == UNKNOWN
 
     def test_small_regions_are_named_below(self, monkeypatch: pytest.MonkeyPatch) -> None:
         below: list[Word] = []

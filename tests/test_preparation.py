@@ -425,6 +425,15 @@ class TestPainter:
         alone = painter.draw(prompts[:1], seeds[:1])
         assert np.abs(alone[0].astype(int) - together[0]).max() <= 1
 
+    def test_a_low_truncation_makes_seeds_agree(self, home: Home, checkpoint: Path) -> None:
+        painter = Painter.load(checkpoint, home.root)
+        one, other = (
+            [painter.draw_float(["a red house"], [seed], limit) for limit in (None, 1e3, 0.5, 0.01)] for seed in (1, 2)
+        )
+        apart = [float((mine - theirs).abs().mean()) for mine, theirs in zip(one, other, strict=True)]
+        assert one[0].equal(painter.draw_float(["a red house"], [1])) and painter.probes is None
+        assert torch.allclose(one[1], one[0], atol=1e-5) and apart[3] < 0.1 * apart[2] < 0.09 * apart[0]
+
     def test_an_empty_prompt(self, home: Home, checkpoint: Path) -> None:
         with pytest.raises(RequestError, match="caption 1 is empty"):
             Painter.load(checkpoint, home.root).draw(["a", ""], [0, 0])

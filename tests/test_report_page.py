@@ -1,10 +1,7 @@
 """The report page in a real browser, opened from disk without a network."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 
 from orchestration.campaigns.report import write_report
 from search_spaces.space import load_space
+from tests.browser_support import PHONE, Opened, chromium
 from tests.report_support import (
     FID,
     SCRIPT,
@@ -23,9 +21,7 @@ from tests.report_support import (
     two_objectives,
 )
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 MARKUP = "<b>&lt;x</b>"
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 CONTRAST = """selector => {
   const channels = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
   const light = colour => {
@@ -42,31 +38,13 @@ CONTRAST = """selector => {
 }"""
 
 
-@dataclass
-class Opened:
-    """A page, and what it said and asked for while it was open."""
-
-    page: Any
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-
 Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium: install it (apt-get install chromium) to have the report page looked at")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright drives the browser: pip install playwright"
-    )
-    arguments = ["--host-resolver-rules=MAP * ~NOTFOUND", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=program, args=arguments)
-        yield chromium
-        chromium.close()
+    with chromium("the report page") as running:
+        yield running
 
 
 def nasty_campaign(folder: Path) -> Made:
@@ -117,10 +95,6 @@ def opened(browser: Any, pages: Callable[[str], Path]) -> Open:
     def open_page(name: str, **options: Any) -> Iterator[Opened]:
         context = browser.new_context(offline=True, **options)
         found = Opened(context.new_page())
-        found.page.on("console", lambda message: found.said.append(f"{message.type}: {message.text}"))
-        found.page.on("pageerror", lambda error: found.said.append(f"error: {error}"))
-        found.page.on("dialog", lambda dialog: (found.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        found.page.on("request", lambda request: found.asked.append(request.url))
         found.page.goto(pages(name).as_uri())
         try:
             yield found

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.contract import seeded_noise
+from models.blocks.noise import seeded_noise
 from models.retrievegan.retrieval import (
     RetrievalSettings,
     Selection,

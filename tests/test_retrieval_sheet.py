@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestration import retrieval_drawing, retrieval_sheet
+from orchestration import retrieval_drawing
 from orchestration.data.graph_text import graph_text
 from orchestration.data.lettering import FINE
 from orchestration.data.overlays import colour_of
@@ -19,6 +19,7 @@ from orchestration.errors import RequestError
 from orchestration.home import Home
 from orchestration.painter import Painter
 from orchestration.preparation import Preparation
+from orchestration.reasons.graphs import labels_of
 from orchestration.retrieval_drawing import ROW, SHOWN, TILE, Candidate, Retrieval, Sample
 from orchestration.retrieval_sheet import show_retrieval
 from tests.cli_support import T2i, runner
@@ -67,7 +68,7 @@ def sheet(*found: Retrieval) -> Image.Image:
 def block_row(one: Retrieval, thing: int = 0) -> Image.Image:
     """The candidates of an object as they are drawn, without frames' outer halves."""
     drawing = Image.new("RGB", (20 * TILE, ROW), "white")
-    for column, place in enumerate(retrieval_drawing._shown(one, thing)):
+    for column, place in enumerate(one.shown(thing)):
         retrieval_drawing._candidate(drawing, one, thing, place, (column * 2 * TILE + TILE, 0))
     return drawing
 
@@ -85,8 +86,8 @@ class TestDrawing:
 
     def test_one_that_was_chosen_beyond_those_shown_is_shown(self) -> None:
         many = retrieval(candidates=20, chosen=(1, 15))
-        assert retrieval_drawing._shown(many, 0) == [*range(SHOWN), 15]
-        assert retrieval_drawing._shown(retrieval(candidates=3, chosen=(-1, 1)), 0) == [0, 1, 2]
+        assert many.shown(0) == [*range(SHOWN), 15]
+        assert retrieval(candidates=3, chosen=(-1, 1)).shown(0) == [0, 1, 2]
 
     def test_photographs_pictures_and_the_real_one_are_there(self) -> None:
         one, framed = sheet(retrieval()), sheet(retrieval(image_id=5, real=plain((200, 10, 10), 32)))
@@ -124,7 +125,7 @@ class TestDrawing:
         )
         graph = SceneGraph(things, ((3, "on", 1), (1, "by", 0)))
         assert graph_text(graph) == "cat on dog and dog by cat 2 and cat 3"
-        assert retrieval_sheet._labels(graph) == ["cat 2", "dog", "cat 3", "cat"]
+        assert labels_of(graph) == ["cat 2", "dog", "cat 3", "cat"]
 
 
 @pytest.fixture(scope="module")

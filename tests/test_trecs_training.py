@@ -302,6 +302,15 @@ def test_a_narrative_with_its_trace_is_composed_as_in_its_data_set(painter: Pain
     assert painter.draw(prompts, [1, 2, 3]).shape == (3, RESOLUTION, RESOLUTION, 3)
 
 
+def test_the_generators_z_is_truncated(painter: Painter) -> None:
+    def apart(truncation: float | None) -> float:
+        one, other = painter.draw_float([WORDS, WORDS], [1, 2], truncation)
+        return float((one - other).abs().mean())
+
+    assert painter.truncates and apart(0.01) < 0.1 * apart(0.5) < 0.1 * apart(None)
+    assert (painter.draw([WORDS], [2], 0.5)[0] == painter.draw(["a star", WORDS], [1, 2], 0.5)[1]).all()
+
+
 def test_prompts_that_cannot_be_read(painter: Painter) -> None:
     for call in (painter.check, lambda prompt: painter.draw([prompt], [1])):
         with pytest.raises(RequestError, match="has no word with a letter or digit"):

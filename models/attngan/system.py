@@ -13,6 +13,7 @@ from models.attngan.losses import generator_objective
 from models.attngan.networks import Generator
 from models.blocks.cascade import CascadeOutput, CascadeSettings
 from models.blocks.discriminator import Discriminators
+from models.blocks.noise import seeded_noise
 from models.blocks.norm import frozen_statistics
 from models.contract import (
     NOTHING,
@@ -25,7 +26,6 @@ from models.contract import (
     Phase,
     StepContext,
     TextFeatures,
-    seeded_noise,
 )
 from models.losses.cascade import discriminator_objective
 from models.losses.damsm import PictureEmbedding
@@ -93,14 +93,20 @@ class CascadeGAN(Generic[CascadeT]):
             Phase("generator", ("generator",), losses.generator_step, fresh_batch=False),
         ]
 
-    def sample(self, nets: Nets, config: CascadeT, conditions: Batch, seeds: Sequence[int]) -> Tensor:
-        """The last stage's pictures; needs the generator alone."""
+    def sample(
+        self, nets: Nets, config: CascadeT, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
+    ) -> Tensor:
+        """The last stage's pictures; needs the generator alone. z is truncated, and the noise of the conditioning
+        augmentation."""
         text = conditions.text
         assert text is not None
-        noise = seeded_noise(seeds, config.drawn_noise, text.sentence.device)
+        noise = seeded_noise(seeds, config.drawn_noise, text.sentence.device, truncation)
         with evaluating(nets["generator"]):
             output: CascadeOutput = nets["generator"](text, noise)
         return output.images[-1]
+
+    def truncates(self, nets: Nets, config: CascadeT) -> bool:
+        return True
 
 
 class AttnGAN(CascadeGAN[AttnGANConfig]):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating
 from models.blocks.graphs import FlatGraphs, flatten, known_names
+from models.blocks.noise import seeded_noise, untruncated
 from models.blocks.object_discriminator import Discriminators, Judgement
 from models.blocks.pixels import to_signed
 from models.contract import (
@@ -22,7 +23,6 @@ from models.contract import (
     Objective,
     Phase,
     StepContext,
-    seeded_noise,
 )
 from models.losses.perceptual import PerceptualDistance
 from models.losses.scene_graphs import discriminator_objective
@@ -104,9 +104,21 @@ class RetrieveGAN:
 
         return [Phase("all", ("generator", "discriminators"), losses)]
 
-    def sample(self, nets: Nets, config: RetrieveGANConfig, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self,
+        nets: Nets,
+        config: RetrieveGANConfig,
+        conditions: Batch,
+        seeds: Sequence[int],
+        truncation: float | None = None,
+    ) -> Tensor:
         """By `conditions.graphs`, of which boxes are only read with `boxes="given"`, and `conditions.candidates`."""
+        untruncated(truncation)
         return to_signed(self.retrieve(nets, config, conditions, seeds).images)
+
+    def truncates(self, nets: Nets, config: RetrieveGANConfig) -> bool:
+        """No: a seed's numbers choose patches (Gumbel noise), they are no latent."""
+        return False
 
     def retrieve(self, nets: Nets, config: RetrieveGANConfig, conditions: Batch, seeds: Sequence[int]) -> Retrieved:
         """What `sample` draws, with the patches that were chosen; needs the generator alone."""

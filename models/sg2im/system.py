@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating
 from models.blocks.graphs import flatten, known_names
+from models.blocks.noise import seeded_noise
 from models.blocks.object_discriminator import Discriminators, Judgement
 from models.blocks.pixels import to_signed
 from models.contract import (
@@ -19,7 +20,6 @@ from models.contract import (
     Objective,
     Phase,
     StepContext,
-    seeded_noise,
 )
 from models.losses.scene_graphs import discriminator_objective
 from models.sg2im.config import Sg2imConfig
@@ -79,15 +79,20 @@ class Sg2im:
 
         return [Phase("joint", ("generator", "discriminators"), losses)]
 
-    def sample(self, nets: Nets, config: Sg2imConfig, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self, nets: Nets, config: Sg2imConfig, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
+    ) -> Tensor:
         """By `conditions.graphs`, of which boxes are only read with `boxes="given"`; needs the generator alone."""
         graphs = conditions.graphs
         assert graphs is not None
         flat = flatten(graphs)
-        noise = seeded_noise(seeds, config.drawn_noise, flat.boxes.device)
+        noise = seeded_noise(seeds, config.drawn_noise, flat.boxes.device, truncation)
         with evaluating(nets["generator"]):
             drawing: Drawing = nets["generator"](flat, noise, flat.boxes if config.boxes == "given" else None)
         return to_signed(drawing.images)
+
+    def truncates(self, nets: Nets, config: Sg2imConfig) -> bool:
+        return True
 
 
 def _required(batch: Batch) -> tuple[Tensor, Graphs]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating
 from models.blocks.label_maps import known_classes, label_input
+from models.blocks.noise import seeded_noise, untruncated
 from models.contract import (
     NOTHING,
     AdamSettings,
@@ -18,7 +19,6 @@ from models.contract import (
     Objective,
     Phase,
     StepContext,
-    seeded_noise,
 )
 from models.losses.feature_matching import (
     ScaleJudgement,
@@ -80,15 +80,24 @@ class Spade:
             Phase("discriminator", ("discriminator",), losses.discriminator_step, fresh_batch=False),
         ]
 
-    def sample(self, nets: Nets, config: SpadeConfig, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self, nets: Nets, config: SpadeConfig, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
+    ) -> Tensor:
         """By `conditions.labels`; needs the generator alone. Without z every seed gives the same picture."""
         labels = conditions.labels
         assert labels is not None
         generator = nets["generator"]
-        z = seeded_noise(seeds, config.noise_dim, labels.labels.device) if config.reads_noise else None
+        z = None
+        if config.reads_noise:
+            z = seeded_noise(seeds, config.noise_dim, labels.labels.device, truncation)
+        else:
+            untruncated(truncation)
         with evaluating(generator):
             pictures: Tensor = generator(label_input(labels, classes_of(generator)), z)
         return pictures
+
+    def truncates(self, nets: Nets, config: SpadeConfig) -> bool:
+        return config.reads_noise
 
 
 class SpadeLosses:

@@ -86,12 +86,24 @@ class TReCS:
     def resolution(self, config: TReCSConfig) -> int:
         return config.resolution
 
-    def sample(self, nets: Nets, config: TReCSConfig, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self, nets: Nets, config: TReCSConfig, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
+    ) -> Tensor:
         """By `conditions.labels`, the composed label maps (B,S,S), as the generator's own system samples. Where that
         reads no z every seed gives the same picture."""
-        generator = nets["generator"]
-        assert isinstance(generator, Generator)
-        return GENERATORS[config.generator].system.sample(nets, generator.config, conditions, seeds)
+        painter = GENERATORS[config.generator].system
+        return painter.sample(nets, _settings(nets), conditions, seeds, truncation)
+
+    def truncates(self, nets: Nets, config: TReCSConfig) -> bool:
+        """As the generator's own system."""
+        return GENERATORS[config.generator].system.truncates(nets, _settings(nets))
+
+
+def _settings(nets: Nets) -> SpadeConfig:
+    """Of the part that paints."""
+    generator = nets["generator"]
+    assert isinstance(generator, Generator)
+    return generator.config
 
 
 def misfit(config: TReCSConfig, parts: Mapping[str, Settings]) -> str | None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks.noise import seeded_noise
 from models.blocks.norm import frozen_statistics
 from models.contract import (
     NOTHING,
@@ -19,7 +20,6 @@ from models.contract import (
     Phase,
     StepContext,
     TextFeatures,
-    seeded_noise,
 )
 from models.encoders.image import PretrainedImageEncoder
 from models.losses.adversarial import hinge_discriminator, hinge_generator
@@ -79,12 +79,17 @@ class XMCGAN:
         joint = Phase("joint", ("discriminator", "generator"), losses.joint_step)
         return [d_step] * (config.discriminator_steps - 1) + [joint]
 
-    def sample(self, nets: Nets, config: XMCGANConfig, conditions: Batch, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self, nets: Nets, config: XMCGANConfig, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
+    ) -> Tensor:
         text = conditions.text
         assert text is not None
-        noise = seeded_noise(seeds, config.noise_dim, text.sentence.device)
+        noise = seeded_noise(seeds, config.noise_dim, text.sentence.device, truncation)
         pictures: Tensor = nets["generator"](text, noise)
         return pictures
+
+    def truncates(self, nets: Nets, config: XMCGANConfig) -> bool:
+        return True
 
 
 class XMCGANLosses:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ class WordEncoder:
         described = json.loads((self.folder / PART).read_text())
         width: int = self.part.text_dim(self.part.Config.model_validate(described["model"]))
         return width
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Three captions of words that it knows: of one, of some, and of more than it reads."""
+        known = self.vocabulary.words[1:]
+        return tuple(" ".join(islice(cycle(known), count)) for count in (1, 12, 2 * self.longest))
+
+    def check(self, text: str) -> None:
+        """RequestError for a caption without a known word."""
+        self.vocabulary.tokens([text], self.longest)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> TextFeatures:

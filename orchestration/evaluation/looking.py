@@ -75,13 +75,19 @@ class Untrained:
         return drawn_by(drawer(self.experiment, nets, device))
 
 
-def drawer(experiment: Experiment, nets: Nets, device: torch.device) -> Draw:
+class Drawer(Protocol):
+    """A `Draw` that can truncate its latent, see `System.sample`."""
+
+    def __call__(self, conditions: Batch, seeds: Sequence[int], truncation: float | None = None) -> Tensor: ...
+
+
+def drawer(experiment: Experiment, nets: Nets, device: torch.device) -> Drawer:
     """How an experiment's nets draw: on the device, without gradient."""
     system = experiment.get_system()
 
     @torch.inference_mode()
-    def draw(conditions: Batch, seeds: Sequence[int]) -> Tensor:
-        return system.sample(nets, experiment.model, conditions.to(device), seeds).float()
+    def draw(conditions: Batch, seeds: Sequence[int], truncation: float | None = None) -> Tensor:
+        return system.sample(nets, experiment.model, conditions.to(device), seeds, truncation).float()
 
     return draw
 

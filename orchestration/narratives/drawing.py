@@ -1,7 +1,6 @@
 """How a narrative's way to a picture is drawn, as figure 2 of TReCS shows it: words, trace, masks, label map, pictures.
 
-A mention has one number and one colour on the whole sheet. On label maps, stuff has the colour of its first mention,
-and what nobody mentions is greyish.
+A mention has one number and one colour on the whole sheet.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +17,12 @@ from orchestration.data.lettering import FINE, INK, PAPER, QUIET, SMALL, TEXT, C
 from orchestration.data.overlays import colour_of
 from orchestration.data.panels import GAP, MARGIN, PALE, column, enlarged, fitted, note, panel, row, section, sheet
 from orchestration.narratives.composed import Composed, Mention
+from orchestration.narratives.regions import class_name, coloured, mask_fit, mixed, regions_of, stuff_fit
 
 Pixels = NDArray[np.uint8]
 
 WIDTH, PICTURE, TRACE = 1400 * FINE, 176 * FINE, 264 * FINE
 WIDE, LINE = 26 * FINE, 2 * FINE
-UNKNOWN: Colour = (190, 190, 190)
 SILENT: Colour = (110, 110, 110)
 LEGEND = (
     "A mention, neighbouring words of one tag, has one number and colour throughout; pale where it is not drawn. "
@@ -55,7 +54,7 @@ class Shown:
 
     def name(self, label: int) -> str:
         """Of a class; the number of classes is "unknown"."""
-        return self.classes[label] if 0 <= label < len(self.classes) else "unknown"
+        return class_name(label, self.classes)
 
     def numbered(self, place: int) -> str:
         """A mention as it is called on the sheet."""
@@ -88,23 +87,6 @@ def _block(one: Shown) -> Image.Image:
     if own := _own(one):
         sections.append(section("what it tells of", own, WIDTH))
     return column([*rows, row(sections, WIDE, WIDTH)], MARGIN)
-
-
-# --- Colours ------------------------------------------------------------------------------------------------------
-
-
-def _mixed(colour: Colour, share: float, other: Colour = PAPER) -> Colour:
-    """`share` of the colour and the rest of the other one."""
-    red, green, blue = (round(share * mine + (1 - share) * its) for mine, its in zip(colour, other, strict=True))
-    return red, green, blue
-
-
-def _class_colour(one: Shown, label: int) -> Colour:
-    for place, mention in enumerate(one.composed.mentions):
-        if mention.label == label:
-            return colour_of(place)
-    known = 0 <= label < len(one.classes)
-    return _mixed(colour_of(label), 0.25, (200, 200, 200)) if known else UNKNOWN
 
 
 # --- The words ----------------------------------------------------------------------------------------------------
@@ -169,11 +151,11 @@ def _words(one: Shown, width: int) -> Image.Image:
         if word.mention is not None:
             colour, bottom = colour_of(word.mention), top + lettering.line_height() + FINE
             left = words[number - 1].right if word.joined else word.left
-            pen.rectangle((left, top, word.right, bottom), fill=_mixed(colour, 0.25))
+            pen.rectangle((left, top, word.right, bottom), fill=mixed(colour, 0.25))
             pen.rectangle((left, bottom - LINE, word.right, bottom), fill=colour)
             drawn = _is_drawn(one.composed.mentions[word.mention])
             if word.tag:
-                lettering.tag(page, word.tag, colour if drawn else _mixed(colour, 0.3), [(word.left, bottom)], [])
+                lettering.tag(page, word.tag, colour if drawn else mixed(colour, 0.3), [(word.left, bottom)], [])
         ink = SILENT if word.mention is None else INK
         pen.text((word.left, top), word.text, fill=ink, font=font(TEXT))
     return page
@@ -296,7 +278,7 @@ def _retrieved(one: Shown) -> list[Image.Image]:
 
 def _retrieved_panel(one: Shown, place: int) -> Image.Image:
     """A picture with the masks taken from it, and below how well they fit their hulls."""
-    found = one.composed.retrieved[place]
+    composed, found = one.composed, one.composed.retrieved[place]
     photograph = one.photographs.get(found.image_id)
     if photograph is None:
         drawing = note("", PICTURE)
@@ -304,14 +286,15 @@ def _retrieved_panel(one: Shown, place: int) -> Image.Image:
     else:
         drawing = enlarged(Image.fromarray(photograph), PICTURE)
         below = []
-    for number, mention in enumerate(one.composed.mentions):
+    for number, mention in enumerate(composed.mentions):
         if mention.choice is not None and mention.choice.picture == place:
             _paint(drawing, mention.choice.mask(), colour_of(number))
-            fit = f"IoU {mention.choice.iou:.2f}" if mention.hull.any() else "the largest"
+            iou = mask_fit(mention)
+            fit = "the largest" if iou is None else f"IoU {iou:.2f}"
             below.append(Word(f"{fitted(one.numbered(number), 0.55 * PICTURE, TEXT)}  {fit}", square=colour_of(number)))
-    if place == one.composed.stuff:
-        fits = any(each.hull.any() for each in one.composed.mentions if not each.thing)
-        below.append(Word(f"stuff, mean IoU {one.composed.stuff_fit:.2f}" if fits else "stuff", square=INK))
+    if place == composed.stuff:
+        mean = stuff_fit(composed)
+        below.append(Word("stuff" if mean is None else f"stuff, mean IoU {mean:.2f}", square=INK))
         pen = ImageDraw.Draw(drawing)
         pen.rectangle((0, 0, drawing.width - 1, drawing.height - 1), outline=INK, width=LINE)
     return panel(f"{place + 1}. image {found.image_id}   score {found.score:.3g}", drawing, below)
@@ -358,33 +341,25 @@ def _map_panel(
     one: Shown, title: str, labels: NDArray[np.integer], instances: NDArray[np.integer], bare: bool = False
 ) -> Image.Image:
     """A label map with names; what has no room for its name is named below. bare: without what is under the things."""
-    pasted = [place for place, each in enumerate(one.composed.mentions) if each.choice is not None]
-    colours = np.empty((*labels.shape, 3), np.uint8)
-    colours[:] = PAPER
-    regions: list[tuple[NDArray[np.bool_], Colour, str]] = []
-    for number in np.unique(instances[instances > 0]).tolist():
-        place = pasted[number - 1]
-        regions.append((instances == number, colour_of(place), one.numbered(place)))
-    for label in [] if bare else np.unique(labels[instances == 0]).tolist():
-        said = [f"{place + 1}" for place, each in enumerate(one.composed.mentions) if each.label == label]
-        name = " ".join([",".join(said), one.name(label)]).strip()
-        regions.append(((labels == label) & (instances == 0), _class_colour(one, label), name))
-    for region, colour, _ in regions:
-        colours[region] = colour
-    drawing = enlarged(Image.fromarray(colours), PICTURE)
+    regions = regions_of(one.composed, one.classes, labels, instances)
     if bare:
-        for place in pasted:
-            outline = _outline(one.composed.mentions[place].hull, drawing.size)
-            _lay(drawing, outline, colour_of(place), 0)
+        regions = [region for region in regions if region.thing]
+    drawing = enlarged(Image.fromarray(coloured(regions, labels.shape)), PICTURE)
+    if bare:
+        for place, mention in enumerate(one.composed.mentions):
+            if mention.choice is not None:
+                _lay(drawing, _outline(mention.hull, drawing.size), colour_of(place), 0)
     pen = ImageDraw.Draw(drawing)
     pen.rectangle((0, 0, drawing.width - 1, drawing.height - 1), outline=PALE, width=FINE)
     taken: list[lettering.Rectangle] = []
     below = []
-    for region, colour, name in sorted(regions, key=lambda each: -int(each[0].sum())):
-        short = fitted(name, 0.7 * drawing.width, SMALL)
-        spots = _spots(region, drawing.size, lettering.width_of(short, SMALL)) if region.mean() > _SMALLEST else []
-        if not lettering.tag(drawing, short, _mixed(colour, 0.8), spots, taken):
-            below.append(Word(name, square=colour))
+    for region in sorted(regions, key=lambda each: -int(each.pixels.sum())):
+        numbers = ",".join(f"{place + 1}" for place in region.mentions)
+        name = f"{numbers} {one.name(region.label)}".strip()
+        short, pixels = fitted(name, 0.7 * drawing.width, SMALL), region.pixels
+        spots = _spots(pixels, drawing.size, lettering.width_of(short, SMALL)) if pixels.mean() > _SMALLEST else []
+        if not lettering.tag(drawing, short, mixed(region.colour, 0.8), spots, taken):
+            below.append(Word(name, square=region.colour))
     return panel(title, drawing, below)
 
 

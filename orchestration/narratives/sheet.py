@@ -27,6 +27,7 @@ from orchestration.narratives.narrative_text import read_narrative
 from orchestration.narratives.reader import NarrativeReader
 from orchestration.painter import Painter
 from orchestration.preparation import Preparation
+from orchestration.reasons.narratives import narrative_reasons
 from orchestration.runs import find_checkpoint
 from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.training.recorder import png_bytes
@@ -136,22 +137,8 @@ def _held_out(preparation: Preparation, dataset: Dataset, count: int, seed: int)
 
 
 def _as_json(one: Shown) -> dict[str, Any]:
-    composed = one.composed
-    mentions = [
-        {
-            "words": " ".join(composed.words[mention.phrase.first : mention.phrase.end]),
-            "tag": one.name(mention.label),
-            "image": composed.retrieved[mention.choice.picture].image_id if mention.choice else None,
-            "iou": mention.choice.iou if mention.choice else None,
-            "why": mention.why,
-        }
-        for mention in composed.mentions
-    ]
-    return {
-        "narrative": composed.narrative.caption,
-        "image_id": one.image_id,
-        "mentions": mentions,
-        "retrieved": [{"image": found.image_id, "score": found.score} for found in composed.retrieved],
-        "stuff": None if composed.stuff is None else composed.retrieved[composed.stuff].image_id,
-        "stuff_fit": composed.stuff_fit,
-    }
+    """What the endpoint tells too, without its pictures."""
+    told = narrative_reasons(one.composed, one.classes).model_dump(
+        mode="json", exclude={"type": True, "canvas": True, "legend": True, "mentions": {"__all__": {"mask", "hull"}}}
+    )
+    return {"narrative": one.composed.narrative.caption, "image_id": one.image_id, **told}

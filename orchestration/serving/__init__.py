@@ -1,6 +1,5 @@
-"""The best checkpoint behind an endpoint: requests, batches that cannot be seen, the Serve application, its start."""
+"""The best checkpoint behind an endpoint: requests, batches that cannot be seen, the Serve application, its client."""
 
-from orchestration.serving.client import request_image
-from orchestration.serving.server import ServerHandle, start_server
+from orchestration.serving.client import Picture, T2IClient, request_image
 
-__all__ = ["ServerHandle", "request_image", "start_server"]
+__all__ = ["Picture", "T2IClient", "request_image"]

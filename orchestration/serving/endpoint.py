@@ -3,163 +3,132 @@
 import asyncio
 import base64
 import hmac
-import json
-import logging
 import re
-import traceback
-import uuid
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import quote
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.security import HTTPBearer
-from starlette.datastructures import Headers, MutableHeaders
+from pydantic import BaseModel, WithJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestration.serving.requests import (
-    BODY_LIMIT,
-    PROMPT_LIMIT,
-    STATUS,
-    ErrorReply,
-    HealthReply,
-    ImageReply,
-    ImageRequest,
-    ImagesReply,
-    ModelIdentity,
-    ServeError,
-    parse_image_request,
-    wants_json,
-)
+from orchestration.serving.backend import Backend, Painted
+from orchestration.serving.envelope import IMAGES, REQUEST_ID, RequestEnvelope, error_response, internal_error
+from orchestration.serving.inputs import PROMPT_LIMIT
+from orchestration.serving.metrics import CONTENT_TYPE, Metrics
+from orchestration.serving.page_files import INDEX, PageFiles
+from orchestration.serving.replies import HealthReply, ImageReply, ImagesReply, Kind, Lineage, ModelsReply
+from orchestration.serving.request_log import RequestRecord, log_failure
+from orchestration.serving.requests import BODY_LIMIT, STATUS, ImageRequest, ServeError, parse_image_request
+from orchestration.serving.schema import IMAGE_ID_PATTERN, IMAGES_CONTENT, METRICS_CONTENT, PublishedApi, refusals
 
-logger = logging.getLogger(__name__)
+__all__ = ["REQUEST_ID", "HttpSettings", "create_http_app", "error_response", "internal_error", "log_failure"]
 
-REQUEST_ID = "X-Request-ID"
+HEALTH_S: Final = 1.0
+"""How long GET /healthz waits to hear what is served; the server is alive without."""
+THREAD_SIZE: Final = 64 * 2**10
+"""Bytes of a body that is read beside the event loop: a long trace would hold the others up."""
+DISCARD_LIMIT: Final = 16 * 2**20
+DISCARD_S: Final = 5.0
+"""A body that is too large is read so far: one who is still sending does not hear a refusal."""
+
 ReplyT = TypeVar("ReplyT")
+ImageId = Annotated[str, WithJsonSchema({"type": "string", "pattern": IMAGE_ID_PATTERN})]
 
-_PLAIN_ID = re.compile(r"[!-~]{1,128}")
+_IMAGE_ID = re.compile(IMAGE_ID_PATTERN)
+_COMMON = ("unauthorized", "busy", "internal", "not_ready", "draining", "timed_out")
 
 
 @dataclass(frozen=True, slots=True)
-class Painted:
-    """PNG files in the order of the seeds, and the model that drew them."""
+class HttpSettings:
+    """How the endpoint behaves, whoever draws.
 
-    model: ModelIdentity
-    pictures: Sequence[bytes]
-
-
-class Backend(Protocol):
-    """Who draws."""
-
-    async def paint(self, prompt: str, seeds: Sequence[int], request_id: str) -> Painted:
-        """One PNG a seed. Raises ServeError."""
-        ...
-
-    async def describe(self) -> ModelIdentity:
-        """The model that is being served. Raises ServeError."""
-        ...
-
-
-class RequestEnvelope:
-    """Gives every request an id, and makes an unforeseen failure an `internal` error without a traceback.
-
-    `adds_header` is off behind Ray Serve's proxy, which sets X-Request-ID on the reply itself.
+    token: what /v1 and /metrics must be sent as `Authorization: Bearer`; without one they answer this machine alone.
+    timeout_s: from the first byte of a request to the last picture. log_prompts: whether the log may hold what people
+    write. adds_request_id: off where something in front of the application puts X-Request-ID on the reply.
     """
 
-    def __init__(self, app: ASGIApp, adds_header: bool) -> None:
-        self.app = app
-        self.adds_header = adds_header
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = Headers(scope=scope).get(REQUEST_ID, "")
-        if not _PLAIN_ID.fullmatch(request_id):
-            request_id = str(uuid.uuid4())
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                if self.adds_header:
-                    headers[REQUEST_ID] = request_id
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_headers)
-        except Exception as error:
-            log_failure("request", request_id, error)
-            if started:
-                # Half a reply is out: the connection has to break, and the message may hold a prompt.
-                raise RuntimeError(f"request {request_id} failed") from None
-            await error_response(internal_error(request_id))(scope, receive, send_with_headers)
+    token: str | None = field(default=None, repr=False)
+    timeout_s: float = 60.0
+    log_prompts: bool = False
+    adds_request_id: bool = True
 
 
-def create_http_app(
-    backend: Backend, token: str | None = None, timeout_s: float = 60.0, adds_request_id: bool = True
-) -> FastAPI:
-    """POST /v1/images, GET /healthz and /openapi.json.
+def create_http_app(backend: Backend, settings: HttpSettings | None = None) -> PublishedApi:
+    """The application: pictures, models, lineage, health, metrics, the page, and /openapi.json."""
+    settings = settings or HttpSettings()
+    app = PublishedApi(title="t2i", docs_url=None, redoc_url=None, redirect_slashes=False)
+    metrics = Metrics()
+    app.add_middleware(
+        RequestEnvelope, metrics=metrics, log_prompts=settings.log_prompts, adds_header=settings.adds_request_id
+    )
+    _add_refusals(app)
+    _add_health(app, backend, settings.timeout_s)
+    _add_page(app)
 
-    token: what POST must carry as `Authorization: Bearer`, if anything. timeout_s: from the first byte of the body to
-    the last picture.
-    """
-    app = _Application(title="t2i", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(RequestEnvelope, adds_header=adds_request_id)
+    async def guard(request: Request) -> None:
+        check_access(request, settings.token)
 
-    @app.exception_handler(ServeError)
-    async def refuse(request: Request, error: ServeError) -> Response:
-        return error_response(error)
-
-    @app.exception_handler(HTTPException)
-    async def refuse_route(request: Request, error: HTTPException) -> Response:
-        return error_response(_routing_error(request, error))
-
-    @app.get("/healthz", responses=_documented("not_ready", "timed_out"))
-    async def health() -> HealthReply:
-        model = await _before(timeout_s, backend.describe())
-        return HealthReply(model=model.name, version=model.version, checkpoint_digest=model.checkpoint_digest)
+    # The second is there for the document: it says that a token is taken.
+    guards = [Depends(guard)] + ([Depends(HTTPBearer(auto_error=False))] if settings.token is not None else [])
 
     @app.post(
-        "/v1/images",
+        IMAGES,
         response_class=Response,
-        responses={**_IMAGES_CONTENT, **_documented(*STATUS)},
-        dependencies=[Depends(HTTPBearer(auto_error=False))] if token else [],
+        responses={**IMAGES_CONTENT, **refusals(*(set(STATUS) - {"not_found", "method_not_allowed", "unknown_image"}))},
+        dependencies=guards,
     )
     async def create_images(request: Request) -> Response:
-        if token is not None:
-            check_token(request.headers.get("authorization", ""), token)
-        return await _before(timeout_s, _paint(backend, request))
+        """Draws pictures of a prompt, a narrative or a scene graph."""
+        with metrics.drawing():
+            return await _paint(backend, request, settings.timeout_s)
+
+    @app.get(
+        "/v1/models", response_class=Response, responses={**_is(ModelsReply), **refusals(*_COMMON)}, dependencies=guards
+    )
+    async def list_models() -> Response:
+        """What is being served, and what can be asked of it."""
+        return _json(await _before(settings.timeout_s, backend.models()))
+
+    @app.get(
+        "/v1/lineage/{image}",
+        response_class=Response,
+        responses={**_is(Lineage), **refusals("unknown_image", *_COMMON)},
+        dependencies=guards,
+    )
+    async def tell_lineage(image: ImageId) -> Response:
+        """Where a picture comes from, by its id."""
+        if not _IMAGE_ID.fullmatch(image):
+            message = "this is no id of a picture: copy it from X-Image-Id, the reply or the PNG's own text"
+            raise ServeError("unknown_image", message)
+        return _json(await _before(settings.timeout_s, backend.lineage(image)))
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={**METRICS_CONTENT, **refusals("unauthorized", "internal")},
+        dependencies=guards,
+    )
+    async def tell_metrics() -> Response:
+        """Counts and times, for Prometheus."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return app
 
 
-async def _paint(backend: Backend, request: Request) -> Response:
-    wanted = parse_image_request(await read_body(request))
-    painted = await backend.paint(wanted.prompt, wanted.seeds, request.state.request_id)
-    if wanted.images == 1 and not wants_json(request.headers.get("accept", "")):
-        return Response(painted.pictures[0], media_type="image/png")
-    replies = [
-        ImageReply(png=base64.b64encode(png).decode(), seed=seed)
-        for png, seed in zip(painted.pictures, wanted.seeds, strict=True)
-    ]
-    return Response(ImagesReply(images=replies, model=painted.model).model_dump_json(), media_type="application/json")
-
-
-async def _before(timeout_s: float, work: Awaitable[ReplyT]) -> ReplyT:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError:
-        raise ServeError(
-            "timed_out", f"no picture within {timeout_s:g} seconds: repeat the request, it is safe to"
-        ) from None
+def check_access(request: Request, token: str | None) -> None:
+    """ServeError unless the request carries the token or, where there is none, comes from this machine."""
+    if token is not None:
+        check_token(request.headers.get("authorization", ""), token)
+    elif request.client is not None and _is_elsewhere(request.client.host):
+        # The server does not listen elsewhere without a token; this holds where it is started by other means.
+        message = "this server has no token and answers its own machine alone: start it with T2I_SERVE_TOKEN set"
+        raise ServeError("unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
 def check_token(authorization: str, token: str) -> None:
@@ -172,39 +141,92 @@ def check_token(authorization: str, token: str) -> None:
         raise ServeError("unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, refused as soon as it is known to be larger than BODY_LIMIT."""
+async def read_body(request: Request, seconds: float) -> bytes:
+    """The body. Raises ServeError when it is larger than BODY_LIMIT, breaks off, or is not whole in time."""
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared[:20]) > BODY_LIMIT:
+    large = declared.isdecimal() and int(declared[:20]) > BODY_LIMIT
+    if large and "expect" in request.headers:
         raise _too_large()
-    body = bytearray()
+    clock = asyncio.get_running_loop().time
+    body, size = bytearray(), 0
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_LIMIT:
-                raise _too_large()
+        async with asyncio.timeout(min(seconds, DISCARD_S) if large else seconds) as limit:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if not large and size > BODY_LIMIT:
+                    large = True
+                    limit.reschedule(min(limit.when() or clock(), clock() + DISCARD_S))
+                    body.clear()
+                if not large:
+                    body += chunk
+                elif size > DISCARD_LIMIT:
+                    break
+    except TimeoutError:
+        if not large:
+            message = f"the body was not whole within {seconds:g} seconds: send it faster"
+            raise ServeError("slow_body", message, {"Connection": "close"}) from None
     except ClientDisconnect:
-        raise ServeError("incomplete_body", "the body broke off: send it whole") from None
+        if not large:
+            raise ServeError("incomplete_body", "the body broke off: send it whole") from None
+    if large:
+        raise _too_large()
     return bytes(body)
 
 
-def error_response(error: ServeError) -> Response:
-    """The JSON reply of a refusal; ASCII, so that no echoed name can fail to be encoded."""
-    body = json.dumps({"error": {"code": error.code, "message": error.message}})
-    return Response(body, error.status, error.headers, "application/json")
-
-
-def internal_error(request_id: str) -> ServeError:
-    """What a person sees of a failure that is ours."""
-    return ServeError(
-        "internal", f"request {request_id} failed on the server: repeat it, or report this id to who runs the server"
+async def _paint(backend: Backend, request: Request, timeout_s: float) -> Response:
+    began = time.monotonic()
+    record: RequestRecord = request.state.record
+    body = await read_body(request, timeout_s)
+    wanted = (
+        await asyncio.to_thread(parse_image_request, body) if len(body) > THREAD_SIZE else parse_image_request(body)
     )
+    record.kind, record.count, request.state.text = wanted.kind, wanted.count, wanted.text
+    allowed = min(timeout_s, wanted.deadline_s or timeout_s)
+    left = allowed - (time.monotonic() - began)
+    if left <= 0:
+        raise _timed_out(allowed)
+    try:
+        async with asyncio.timeout(left):
+            painted = await backend.paint(wanted.job(record.id, left))
+    except TimeoutError:
+        raise _timed_out(allowed) from None
+    except ServeError as error:
+        error.field = error.field or _blamed(error.code, wanted.kind)
+        raise
+    record.model, record.version, record.batch = painted.model.name, painted.model.version, painted.batched
+    return _images_reply(wanted, painted, request.headers.get("accept", ""))
 
 
-def log_failure(what: str, request_id: str, error: BaseException) -> None:
-    """Where it failed and with which exception; never the exception's text, which may hold a prompt."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("%s %s failed with %s at\n%s", what, request_id, type(error).__qualname__, frames)
+def _images_reply(wanted: ImageRequest, painted: Painted, accept: str) -> Response:
+    headers = {"X-Model": quote(f"{painted.model.name}@{painted.model.version}", safe="@ ")}
+    if not wanted.replies_json(accept):
+        headers |= {"X-Image-Id": painted.ids[0], "X-Seed": str(wanted.seed)}
+        return Response(painted.pictures[0], headers=headers, media_type="image/png")
+    replies = [
+        ImageReply(id=image, png=base64.b64encode(png).decode(), seed=seed)
+        for image, png, seed in zip(painted.ids, painted.pictures, wanted.seeds, strict=True)
+    ]
+    reasons = painted.reasons if wanted.explain else None
+    return _json(ImagesReply(images=replies, model=painted.model, reasons=reasons), headers)
+
+
+def _blamed(code: str, kind: Kind) -> str | None:
+    """The field that a refusal of the backend concerns."""
+    return {"wrong_prompt": kind, "wrong_input": "model", "unknown_model": "model"}.get(code)
+
+
+async def _before(timeout_s: float, work: Awaitable[ReplyT]) -> ReplyT:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError:
+        raise ServeError(
+            "timed_out", f"no answer within {timeout_s:g} seconds: repeat the request, it is safe to"
+        ) from None
+
+
+def _timed_out(seconds: float) -> ServeError:
+    return ServeError("timed_out", f"no picture within {seconds:g} seconds: repeat the request, it is safe to")
 
 
 def _too_large() -> ServeError:
@@ -216,41 +238,92 @@ def _too_large() -> ServeError:
     )
 
 
+def _add_refusals(app: PublishedApi) -> None:
+    @app.exception_handler(ServeError)
+    async def refuse(request: Request, error: ServeError) -> Response:
+        request.state.record.code = error.code
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405 and request.method == "OPTIONS":
+            return Response(status_code=204, headers=_allow(error))
+        return await refuse(request, _routing_error(request, error))
+
+
+def _add_health(app: PublishedApi, backend: Backend, timeout_s: float) -> None:
+    known = HealthReply(models=[])
+
+    @app.get("/healthz", response_class=Response, responses={**_is(HealthReply), **refusals("internal")})
+    async def tell_health() -> Response:
+        """Whether the server is alive; models: what was last heard of."""
+        nonlocal known
+        try:
+            known = _names(await _before(min(HEALTH_S, timeout_s), backend.models()))
+        except ServeError:
+            return _json(known)
+        return _json(known)
+
+    @app.get(
+        "/readyz",
+        response_class=Response,
+        responses={**_is(HealthReply), **refusals(*(set(_COMMON) - {"unauthorized"}))},
+    )
+    async def tell_readiness() -> Response:
+        """Whether pictures can be drawn."""
+        names = _names(await _before(timeout_s, backend.models()))
+        if not names.models:
+            message = "no model is loaded: repeat in a moment, or see at GET /v1/models whether one was refused"
+            raise ServeError("not_ready", message, {"Retry-After": "1"})
+        return _json(names)
+
+
+def _add_page(app: PublishedApi) -> None:
+    page = PageFiles.read()
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/page/{file}", include_in_schema=False)
+    async def send_file(request: Request, file: str = INDEX) -> Response:
+        reply = page.reply(file, request)
+        if reply is None:
+            raise HTTPException(404)
+        return reply
+
+
 def _routing_error(request: Request, error: HTTPException) -> ServeError:
     path = ascii(request.url.path[:80])
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return ServeError("method_not_allowed", f"{path} takes no {request.method[:16]}: use {allowed}", error.headers)
+        headers = _allow(error)
+        message = f"{path} takes no {request.method[:16]!a}: use {headers['Allow'].split(',')[0]}"
+        return ServeError("method_not_allowed", message, headers)
     if error.status_code == 404:
-        return ServeError("not_found", f"there is nothing at {path}: use POST /v1/images or GET /healthz")
-    return internal_error(request.state.request_id)
+        return ServeError("not_found", f"there is nothing at {path}: use POST {IMAGES} or GET /v1/models")
+    return internal_error(request.state.record.id)
 
 
-def _documented(*codes: str) -> dict[int | str, dict[str, Any]]:
-    statuses: dict[int, list[str]] = {}
-    for code in codes:
-        statuses.setdefault(STATUS[code], []).append(code)
-    return {
-        status: {"model": ErrorReply, "description": ", ".join(sorted(names))} for status, names in statuses.items()
-    }
+def _allow(error: HTTPException) -> dict[str, str]:
+    methods = (error.headers or {}).get("Allow", "GET")
+    return {"Allow": f"{methods}, HEAD" if methods == "GET" else methods}
 
 
-_IMAGES_CONTENT: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "a PNG, or JSON when several pictures or JSON are asked for",
-        "model": ImagesReply,
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
-_REQUEST_CONTENT: dict[str, Any] = {
-    "required": True,
-    "content": {"application/json": {"schema": ImageRequest.model_json_schema()}},
-}
+def _names(reply: ModelsReply) -> HealthReply:
+    return HealthReply(models=[f"{model.name}@{model.version}" for model in reply.models])
 
 
-class _Application(FastAPI):
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document; the body's limits are put in last, since FastAPI rounds the largest seed to a float."""
-        document = super().openapi()
-        document["paths"]["/v1/images"]["post"]["requestBody"] = _REQUEST_CONTENT
-        return document
+def _is(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model}}
+
+
+def _json(reply: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(reply.model_dump_json(), headers=headers, media_type="application/json")
+
+
+def _is_elsewhere(host: str) -> bool:
+    """Whether an address is one of another machine; a name tells nothing."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return not address.is_loopback

@@ -3,10 +3,13 @@
 A floating-point result may depend on the shape of the batch, since libraries choose their kernels and the split of work
 by it. So a painter is drawn with in every batch size that could be used, at several places and beside several
 neighbours, and only sizes that agree bit for bit are used; a batch is padded up to one of them.
+
+Truncation needs no trial of its own: it changes each seed's numbers by themselves, before any net, and then the same
+kernels see the same shapes.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestration.errors import RequestError
+from orchestration.reasons.schema import Abilities, Reasons
 
 logger = logging.getLogger(__name__)
 
@@ -35,41 +39,54 @@ Probes = Sequence[tuple[str, int]]
 class PainterLike(Protocol):
     """What serving needs of a checkpoint. Pictures are (B,H,W,3) uint8, or (B,3,H,W) float32 in [-1, 1].
 
-    One that does not read any words at all has more: `probes`, three prompts and seeds of its own in the place of
-    `PROBES`, and `check(prompt)`, which raises RequestError for a prompt that it cannot draw.
+    truncation: of the latent, in standard deviations; RequestError where `abilities` has none.
     """
 
     resolution: int
     checkpoint_digest: str
     experiment_name: str
 
+    @property
+    def probes(self) -> Probes | None:
+        """Three prompts and seeds in the place of `PROBES`; None where any words will do."""
+        ...
+
+    @property
+    def abilities(self) -> Abilities:
+        """What can be asked of it."""
+        ...
+
     @classmethod
     def load(cls, checkpoint: Path, home: Path, device: str = "cpu") -> Self:
         """From a checkpoint folder. Raises RequestError."""
         ...
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+    def check(self, prompt: str) -> None:
+        """RequestError for a prompt that it cannot draw."""
+        ...
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> NDArray[np.uint8]:
         """(B,H,W,3) uint8: a function of `draw_float`'s result, picture by picture."""
         ...
 
-    def draw_float(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def draw_float(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> Tensor:
         """(B,3,H,W) float32 in [-1, 1]."""
+        ...
+
+    def explain(self, prompt: str, seeds: Sequence[int], truncation: float | None) -> Reasons:
+        """Why the pictures of these seeds look as they do. Raises RequestError as drawing does."""
         ...
 
 
 def probes_of(painter: PainterLike) -> Probes:
     """What a painter is tried with."""
-    own: Probes | None = getattr(painter, "probes", None)
-    return own or PROBES
+    return painter.probes or PROBES
 
 
 def prompt_fault(painter: PainterLike, prompt: str) -> str | None:
     """Why the painter cannot draw a prompt, in a sentence; None where it can."""
-    check: Callable[[str], None] | None = getattr(painter, "check", None)
-    if check is None:
-        return None
     try:
-        check(prompt)
+        painter.check(prompt)
     except RequestError as error:
         return str(error)
     return None
@@ -97,22 +114,22 @@ class InvariantBatches:
         left_out = [size for size in candidate_sizes(max_batch) if size not in self.sizes]
         logger.info("batch sizes in use: %s; left out, since their bits differ: %s", list(self.sizes), left_out)
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """(B,H,W,3) uint8 for B >= 1 prompts and seeds, in their order."""
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> NDArray[np.uint8]:
+        """(B,H,W,3) uint8 for B >= 1 prompts and seeds, in their order; one truncation for all."""
         parts = []
         for start in range(0, len(prompts), self.sizes[-1]):
             stop = min(start + self.sizes[-1], len(prompts))
-            parts.append(self._draw_padded(prompts[start:stop], seeds[start:stop]))
+            parts.append(self._draw_padded(prompts[start:stop], seeds[start:stop], truncation))
         return np.concatenate(parts)
 
     def padded_size(self, count: int) -> int:
         """The smallest size in use that holds `count` pictures, for 1 <= count <= max(sizes)."""
         return next(size for size in self.sizes if size >= count)
 
-    def _draw_padded(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+    def _draw_padded(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None) -> NDArray[np.uint8]:
         padding = self.padded_size(len(prompts)) - len(prompts)
-        pictures = self._painter.draw([*prompts, *[prompts[-1]] * padding], [*seeds, *[seeds[-1]] * padding])
-        return pictures[: len(prompts)]
+        prompts, seeds, count = [*prompts, *[prompts[-1]] * padding], [*seeds, *[seeds[-1]] * padding], len(prompts)
+        return self._painter.draw(prompts, seeds, truncation)[:count]
 
     def _agreeing_sizes(self) -> tuple[int, ...]:
         families: list[tuple[Key, list[int]]] = []

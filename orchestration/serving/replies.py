@@ -1,22 +1,56 @@
 """What the endpoint answers, as JSON: pictures and their reasons, the served models, where a picture comes from."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Kind = Literal["prompt", "narrative", "graph"]
-"""What a picture can be asked for with: plain words, a narrative with or without its mouse trace, a scene graph."""
+from orchestration.reasons.schema import (
+    Abilities,
+    Base64Png,
+    CandidatePatch,
+    DrawnObject,
+    Edges,
+    GraphReasons,
+    GraphWords,
+    Kind,
+    LegendEntry,
+    Mentioned,
+    NarrativeReasons,
+    PromptReasons,
+    ReadWord,
+    Reasons,
+    Reply,
+    RetrievedPicture,
+    TaggedWord,
+)
 
-Edges = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as parts of the picture, 0 to 1."""
-
-Base64Png = Annotated[str, Field(description="base64 of a PNG file")]
-
-
-class Reply(BaseModel):
-    """What all replies have in common."""
-
-    model_config = ConfigDict(frozen=True)
+__all__ = [
+    "Abilities",
+    "Base64Png",
+    "CandidatePatch",
+    "DataLineage",
+    "DrawnObject",
+    "Edges",
+    "GraphReasons",
+    "GraphWords",
+    "HealthReply",
+    "ImageReply",
+    "ImagesReply",
+    "Kind",
+    "LegendEntry",
+    "Lineage",
+    "Mentioned",
+    "ModelIdentity",
+    "ModelsReply",
+    "NarrativeReasons",
+    "PromptReasons",
+    "ReadWord",
+    "Reasons",
+    "Reply",
+    "RetrievedPicture",
+    "ServedModel",
+    "TaggedWord",
+]
 
 
 class ModelIdentity(Reply):
@@ -25,108 +59,6 @@ class ModelIdentity(Reply):
     name: str
     version: str
     checkpoint_digest: str
-
-
-class ReadWord(Reply):
-    """A word of a prompt; one that is not known is read over, or as a mark for unknown words."""
-
-    word: str
-    known: bool
-
-
-class PromptReasons(Reply):
-    """How a prompt was read."""
-
-    type: Literal["prompt"] = "prompt"
-    words: list[ReadWord]
-
-
-class TaggedWord(Reply):
-    """A word of a narrative and the class that it was tagged with."""
-
-    word: str
-    tag: str
-
-
-class Mentioned(Reply):
-    """Neighbouring words of one tag, and the mask they got.
-
-    first, end: their places in the narrative's words, end excluded; image: the id of the picture that the mask is from
-    and iou: how well it fits the trace's hull (0 to 1), none for stuff and where there is no mask, and `why` then says
-    so; mask: white where the mask was, before it was placed; hull: white where the trace encloses the canvas.
-    """
-
-    words: str
-    first: int
-    end: int
-    tag: str
-    thing: bool
-    image: int | None
-    iou: float | None
-    why: str
-    mask: Base64Png | None
-    hull: Base64Png | None
-
-
-class RetrievedPicture(Reply):
-    """A picture whose masks were taken into account, best first; score: cosine to the narrative."""
-
-    image: int
-    score: float
-
-
-class LegendEntry(Reply):
-    """A class on the canvas and its colour, as #rrggbb."""
-
-    label: str
-    colour: str
-
-
-class NarrativeReasons(Reply):
-    """Every step from a narrative to the label map that was painted (TReCS, figure 2).
-
-    stuff: the retrieved picture that gave the background, and stuff_fit how well it fits the hulls (mean IoU); canvas:
-    the label map in the legend's colours.
-    """
-
-    type: Literal["narrative"] = "narrative"
-    words: list[TaggedWord]
-    mentions: list[Mentioned]
-    retrieved: list[RetrievedPicture]
-    stuff: int | None
-    stuff_fit: float | None
-    canvas: Base64Png
-    legend: list[LegendEntry]
-
-
-class CandidatePatch(Reply):
-    """A patch that an object may be drawn from: cut from a picture, at a box."""
-
-    patch: Base64Png
-    image: int
-    box: Edges
-
-
-class DrawnObject(Reply):
-    """An object of a scene graph. name: numbered where several have it; box: where it was drawn; chosen: for each
-    picture of the reply the candidate it was drawn from (a place in `candidates`), none where there is none."""
-
-    name: str
-    box: Edges
-    candidates: list[CandidatePatch]
-    chosen: list[int | None]
-
-
-class GraphReasons(Reply):
-    """How a scene graph was read and drawn. text: the graph in words; relations: places in `objects`, and a word."""
-
-    type: Literal["graph"] = "graph"
-    text: str
-    objects: list[DrawnObject]
-    relations: list[tuple[int, str, int]]
-
-
-Reasons = Annotated[PromptReasons | NarrativeReasons | GraphReasons, Field(discriminator="type")]
 
 
 class ImageReply(Reply):
@@ -148,43 +80,22 @@ class ImagesReply(Reply):
     reasons: Reasons | None = None
 
 
-class GraphWords(Reply):
-    """The names that a scene graph can be written with; of `objects`, those that can be drawn."""
-
-    objects: list[str]
-    relations: list[str]
-
-
-class Abilities(Reply):
-    """What can be asked of a model.
-
-    accepts: the kinds of requests that it draws, the one that tells it most first; truncation: whether it draws from a
-    latent that can be truncated; examples: of each kind, in words or JSON, as a person would write it.
-    """
-
-    system: str
-    recipe: str
-    resolution: int
-    accepts: list[Kind]
-    truncation: bool
-    examples: dict[Kind, str] = {}
-    graph: GraphWords | None = None
-
-
 class ServedModel(ModelIdentity, Abilities):
     """A model that answers. aliases: such as champion; warm: other versions that are loaded beside it; note: what is
     wrong, such as a champion that was refused because its files were altered."""
 
     aliases: list[str]
-    warm: list[str] = []
+    warm: list[str] = Field(default_factory=list)
     note: str | None = None
 
 
 class ModelsReply(Reply):
-    """The reply of GET /v1/models. default: the model that draws a kind of request which names none."""
+    """The reply of GET /v1/models. default: the model that draws a kind of request which names none; refused: models
+    with a champion of which nothing answers, and why."""
 
     models: list[ServedModel]
     default: dict[Kind, str]
+    refused: dict[str, str] = Field(default_factory=dict)
 
 
 class DataLineage(Reply):

@@ -2,8 +2,6 @@
 
 import errno
 import io
-import ipaddress
-import json
 import logging
 import os
 import re
@@ -13,7 +11,6 @@ import threading
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -22,8 +19,9 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from orchestration.errors import RequestError, RunError
-from orchestration.serving.app import TOKEN_VARIABLE, build_app
-from orchestration.serving.client import fetch
+from orchestration.serving.app import application, token_of
+from orchestration.serving.client import T2IClient
+from orchestration.serving.settings import TOKEN_VARIABLE, ServeSettings, is_loopback
 
 APP_NAME = "t2i"
 POLL_S = 0.2
@@ -80,47 +78,44 @@ class ServerHandle:
 
 
 def start_server(
-    checkpoint: Path,
-    home: Path,
-    name: str,
-    version: str,
+    settings: ServeSettings,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
     block: bool = False,
     start_timeout_s: float = 600.0,
-    **options: Any,
 ) -> ServerHandle:
-    """Serves a checkpoint over HTTP; with `block`, until Ctrl-C or SIGTERM.
+    """Serves models over HTTP; with `block`, until Ctrl-C or SIGTERM.
 
-    port 0 takes a free one. options: further fields of `app.ServeSettings` (max_batch, wait_s, replicas, device, ...).
-    Ray is joined if this process has joined it or RAY_ADDRESS names it, and started on this machine otherwise. Raises
-    RequestError before Ray is touched when the port is taken or the checkpoint is no folder, and when the replica
-    refuses the checkpoint; RunError when the server does not come up.
+    port 0 takes a free one. Ray is joined if this process has joined it or RAY_ADDRESS names it, and started on this
+    machine otherwise. Raises RequestError before Ray is touched when the port is taken, and for an address that other
+    machines reach without a token; RequestError when there is nothing to serve, or none of it can be loaded; RunError
+    when the server does not come up.
     """
     port = check_port(host, port)
-    checkpoint, home = Path(checkpoint).resolve(), Path(home).resolve()
-    if not checkpoint.is_dir():
-        raise RequestError(f"{checkpoint} is no folder: give the folder of a checkpoint")
-    app = build_app({"checkpoint": checkpoint, "home": home, "name": name, "version": version, **options})
-    if TOKEN_VARIABLE not in os.environ and not _is_loopback(host):
-        logger.warning("%s is reachable from other machines and no %s is set: anyone may draw", host, TOKEN_VARIABLE)
+    token = token_of(os.environ)
+    if token is None and not is_loopback(host):
+        raise RequestError(
+            f"host {host} can be reached from other machines, where anyone could draw: set {TOKEN_VARIABLE} to a token "
+            "that requests must carry, or listen on 127.0.0.1"
+        )
+    settings = settings.model_copy(update={"home": settings.home.resolve()})
     # Serve tells the driver about each of its own steps; a person wants to know when it answers.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     handle = ServerHandle(_url(host, port), started_ray=not ray.is_initialized(), started_serve=False)
     try:
         if handle.started_ray:
-            _start_ray(float(options.get("cpus", 1.0)) * int(options.get("replicas", 1)))
+            _start_ray(settings.cpus * (settings.max_replicas or settings.replicas))
         handle.started_serve = not serve.status().proxies
         serve.start(http_options=HTTPOptions(host=host, port=port))
         handle.deployed = True
         serve.run_many(
-            [serve.RunTarget(app, name=APP_NAME, route_prefix="/")],
+            [serve.RunTarget(application(settings, token), name=APP_NAME, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
         _wait_until_running(time.monotonic() + start_timeout_s)
-        _check_answer(handle.url, name, version)
+        _check_answer(handle.url)
     except BaseException:
         handle.stop()
         raise
@@ -151,7 +146,7 @@ def check_port(host: str, port: int) -> int:
 
 def _start_ray(cpus: float) -> None:
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
         return
     # Logical CPUs: the ingress takes a fraction, and a small machine serves too.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -159,7 +154,7 @@ def _start_ray(cpus: float) -> None:
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
         include_dashboard=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
     )
 
@@ -190,32 +185,21 @@ def _start_failure(application: Any) -> Exception:
     return RunError(f"the server did not start ({reason}): the log of the replica, below /tmp/ray, says more")
 
 
-def _check_answer(url: str, name: str, version: str) -> None:
+def _check_answer(url: str) -> None:
     # Serve ignores another host and port when it runs already, and a proxy learns of its routes a little later.
-    failure: Exception | None = None
-    for _ in range(50):
-        try:
-            reply = json.loads(fetch(f"{url}/healthz", timeout=10))
-            if (reply.get("model"), reply.get("version")) == (name, version):
+    with T2IClient(url, timeout=10) as client:
+        for _ in range(50):
+            if client.healthy():
                 return
-        except (RequestError, RunError, ValueError) as error:
-            failure = error
-        time.sleep(POLL_S)
+            time.sleep(POLL_S)
     raise RunError(
-        f"the model runs, but {url} does not answer for it: a Serve that was running already keeps its own host and "
+        f"the models run, but {url} does not answer for them: a Serve that was running already keeps its own host and "
         "port, so choose those or stop it"
-    ) from failure
+    )
 
 
 def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

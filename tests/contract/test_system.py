@@ -215,11 +215,11 @@ def trained(system_name: str) -> Trainer:
     return trainer
 
 
-def draw(trainer: Trainer, conditions: Batch, seeds: list[int]) -> Tensor:
+def draw(trainer: Trainer, conditions: Batch, seeds: list[int], *truncation: float | None) -> Tensor:
     experiment = trainer.experiment
     with torch.inference_mode():
         return experiment.get_system().sample(
-            sampler_of(trainer.state, experiment), experiment.model, conditions, seeds
+            sampler_of(trainer.state, experiment), experiment.model, conditions, seeds, *truncation
         )
 
 
@@ -253,6 +253,40 @@ def test_a_picture_does_not_depend_on_its_neighbours(trained: Trainer) -> None:
     longer = TextFeatures(nn.functional.pad(text.words, (0, 0, 0, 3), value=7.0), text.lengths, text.sentence)
     padded = replace(conditions, text=longer)
     torch.testing.assert_close(draw(trained, padded, seeds), together, rtol=0, atol=1e-5)
+
+
+def test_truncation_is_of_the_latent(trained: Trainer) -> None:
+    """None leaves every bit; a threshold that no number reaches changes next to nothing; a low one, what seeds do."""
+    conditions = some_conditions(trained.experiment, 4)
+    seeds, others = [5, 6, 7, 8], [15, 16, 17, 18]
+    plain = draw(trained, conditions, seeds)
+    assert draw(trained, conditions, seeds, None).equal(plain)
+    system, model = trained.experiment.get_system(), trained.experiment.model
+    if not system.truncates(sampler_of(trained.state, trained.experiment), model):
+        for truncation in (0.5, 1e3):
+            with pytest.raises(ValueError, match="no latent that can be truncated") as caught:
+                draw(trained, conditions, seeds, truncation)
+            assert "\n" not in str(caught.value)
+        return
+    torch.testing.assert_close(draw(trained, conditions, seeds, 1e3), plain, rtol=0, atol=1e-5)
+    apart = [
+        float((draw(trained, conditions, seeds, limit) - draw(trained, conditions, others, limit)).abs().mean())
+        for limit in (None, 1.0, 0.1, 1e-3)
+    ]
+    assert all(lower < 0.9 * higher for higher, lower in pairwise(apart)) and apart[-1] < 0.02 * apart[0]
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="standard deviations above 0"):
+            draw(trained, conditions, seeds, wrong)
+
+
+def test_a_truncated_picture_does_not_depend_on_its_neighbours(trained: Trainer) -> None:
+    system, model = trained.experiment.get_system(), trained.experiment.model
+    if not system.truncates(sampler_of(trained.state, trained.experiment), model):
+        return
+    conditions = some_conditions(trained.experiment, 3)
+    together = draw(trained, conditions, [1, 2, 3], 0.7)
+    alone = torch.cat([draw(trained, conditions[row : row + 1], [row + 1], 0.7) for row in range(3)])
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
 
 
 def test_sampling_changes_nothing(trained: Trainer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from orchestration.errors import RequestError
-from orchestration.home import Home, find_home
+from orchestration.home import Home, copy_of, find_home
 from orchestration.options import shared_options
 
 Result = dict[str, Any]
@@ -20,16 +20,20 @@ class App:
 
     def __init__(self, home: Home, mlflow_uri: str | None, as_json: bool) -> None:
         self._home, self.mlflow_uri, self.as_json = home, mlflow_uri, as_json
+        self._looked = False
 
     @property
     def home(self) -> Home:
-        """Where state lives. Raises RequestError when nothing can be written there."""
+        """Where state lives. Raises RequestError when nothing can be written there, or where it is a copy of."""
         folder = next(path for path in (self._home.root, *self._home.root.parents) if os.access(path, os.F_OK))
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             reason = "cannot be written to" if folder.is_dir() else "is not a folder"
             raise RequestError(
                 f"home {self._home.root} cannot be used ({folder} {reason}): name another with --home or T2I_HOME"
             )
+        if (copy := copy_of(self._home.root)) is not None and not self._looked:
+            copy.store.require_writable()
+            self._looked = True
         return self._home
 
     def tracker(self) -> Any:

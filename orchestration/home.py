@@ -1,16 +1,25 @@
-"""Where state lives: one folder, `--home` or T2I_HOME."""
+"""Where state lives: one folder, `--home` or T2I_HOME, or a URL of which this machine keeps a working copy."""
 
+import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from orchestration.errors import RequestError
 
+if TYPE_CHECKING:
+    from orchestration.remote.copies import WorkingCopy
+
 DEFAULT = "t2i-home"
+COPY = "remote.json"
+"""In the root of a working copy: which URL it is a copy of. A home of this machine alone has none."""
+CACHE = "T2I_CACHE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,65 @@ class Home:
 
 
 def find_home(option: str | None = None) -> Home:
-    """The home named by the option, else by T2I_HOME, else ./t2i-home; absolute."""
-    return Home(Path(option or os.environ.get("T2I_HOME") or DEFAULT).expanduser().resolve())
+    """The home named by the option, else by T2I_HOME, else ./t2i-home; absolute.
+
+    A URL (s3://bucket/folder, gs://, file:///folder ...) is worked on in a copy below T2I_CACHE, by default
+    ~/.cache/t2i. Raises RequestError for one that nothing here opens.
+    """
+    named = option or os.environ.get("T2I_HOME") or DEFAULT
+    if "://" not in named:
+        return Home(Path(named).expanduser().resolve())
+    from orchestration.remote.copies import WorkingCopy
+
+    url = named.rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", url.partition("://")[2]).strip("-.") or "home"
+    cache = Path(os.environ.get(CACHE) or "~/.cache/t2i").expanduser().resolve()
+    return Home(WorkingCopy.make(cache / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}", url).root)
+
+
+def copy_of(path: Path) -> "WorkingCopy | None":
+    """The working copy that a path lies in; None in a home of this machine alone."""
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if (folder / COPY).is_file():
+            from orchestration.remote.copies import WorkingCopy
+
+            return WorkingCopy.open(folder)
+    return None
+
+
+def pull(folder: Path, writing: bool = False) -> None:
+    """Make a run's, trial's or campaign's folder what another machine published of it, if it did.
+
+    writing: what comes next in it is this machine's. Raises RunError when the store does not answer.
+    """
+    if (copy := copy_of(folder)) is not None:
+        copy.insist(copy.take if writing else copy.pull, folder, "fetched")
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Callable[[], None]]:
+    """For whoever trains in a run's folder: what is yielded is called when there is something worth keeping.
+
+    Raises RunError at the end when not all could be published; nothing happens in a home of this machine alone.
+    """
+    copy = copy_of(folder)
+    if copy is None:
+        yield lambda: None
+        return
+    from orchestration.remote.following import following
+
+    with following(copy, folder) as due:
+        yield due
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """One process at a time works in a run's or campaign's folder; RequestError when another does. Made if missing."""
+    """One process at a time works in a run's or campaign's folder; RequestError when another does. Made if missing.
+
+    In a working copy it is one of all machines: what others published is fetched first, and all is published at the
+    end. Raises RunError when that fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -62,6 +123,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"{folder.name} is being worked on by another process: wait for it, or change the experiment"
         ) from error
     try:
-        yield
+        copy = copy_of(folder)
+        with copy.working(folder) if copy else nullcontext():
+            yield
     finally:
         lock.release()

@@ -15,7 +15,11 @@ Option = Callable[[Function], Function]
 def shared_options() -> list[click.Parameter]:
     """What every command takes."""
     return [
-        click.Option(["--home"], metavar="DIR", help="Folder of all state  [default: $T2I_HOME, else ./t2i-home]"),
+        click.Option(
+            ["--home"],
+            metavar="DIR",
+            help="Folder of all state, or s3://BUCKET/FOLDER  [default: $T2I_HOME, else ./t2i-home]",
+        ),
         click.Option(["--mlflow-uri"], metavar="URI", help="MLflow tracking server  [default: sqlite in the home]"),
         click.Option(["--json", "as_json"], is_flag=True, help="The last line of standard output is one JSON object."),
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orchestration.campaigns.segments import TRIALS
 from orchestration.errors import RequestError
-from orchestration.home import Home
+from orchestration.home import Home, pull
 from orchestration.tracking import Tracker
 from orchestration.training.state import MANIFEST, Checkpoint, newest_checkpoint, open_checkpoint
 from orchestration.training.worker import CHECKPOINTS
@@ -18,6 +18,7 @@ def find_checkpoint(home: Home, run: str) -> tuple[Checkpoint, Path]:
     campaign, slash, trial = run.rpartition("/")
     trials = [home.campaigns / campaign / TRIALS / trial] if slash and trial else []
     for folder in (Path(run), home.runs / run, *trials):
+        pull(folder)
         if (folder / MANIFEST).is_file():
             return open_checkpoint(folder), folder.parent.parent
         checkpoint = newest_checkpoint(folder / CHECKPOINTS)

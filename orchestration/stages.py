@@ -23,6 +23,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from orchestration.errors import RequestError, RunError
+from orchestration.home import copy_of
 
 if TYPE_CHECKING:
     from orchestration.stage_remote import Remote
@@ -227,7 +228,7 @@ def ensure(stage: Stage, store: Path, progress: Progress = quiet) -> Path:
         for left_over in (folder, *store.glob(f".{folder.name}-*")):
             if not (stage.resumable and left_over == begun_folder(folder)) and left_over.is_dir():
                 shutil.rmtree(left_over, ignore_errors=True)
-        remote = _remote()
+        remote = remote_of(store)
         if remote is not None and remote.fetch(folder, progress):
             return folder
         started = time.time()
@@ -257,13 +258,17 @@ def reopen(folder: Path, store: Path) -> Path:
     return ensure(Stage(found.name, found.version, found.settings, found.inputs, gone), store)
 
 
-def _remote() -> "Remote | None":
-    url = os.environ.get(REMOTE)
-    if not url:
+def remote_of(store: Path) -> "Remote | None":
+    """Where copies of a store's stages are: the URL of T2I_STAGES_REMOTE, else beside the home that it is a copy of."""
+    if url := os.environ.get(REMOTE):
+        from orchestration.stage_remote import Remote
+
+        return Remote(url)
+    if (copy := copy_of(store)) is None:
         return None
     from orchestration.stage_remote import Remote
 
-    return Remote(url)
+    return Remote(f"{copy.url}/{store.name}", "the home's stages", "use a home on this machine")
 
 
 def _compute(stage: Stage, folder: Path, progress: Progress) -> None:

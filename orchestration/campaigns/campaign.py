@@ -24,7 +24,7 @@ from orchestration.campaigns.segments import TRIALS
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home, exclusive
+from orchestration.home import Home, exclusive, pull
 from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared
 from orchestration.stage_store import PREPARED
@@ -117,6 +117,7 @@ class Campaign:
         """A trial's last checkpoint, verified. Raises RunError when it is not the one the ledger knows."""
         if trial.checkpoint is None:
             raise RunError(f"{trial.name} of campaign {self.plan.name} left no checkpoint")
+        pull(self.folder / TRIALS / trial.name)
         checkpoint = open_checkpoint(self.folder / trial.checkpoint)
         if checkpoint.digest != trial.digest:
             raise RunError(
@@ -129,6 +130,7 @@ class Campaign:
 def find_campaign(home: Home, name: str) -> Path:
     """The folder of a campaign, by its name in the home or by its path. Raises RequestError listing near names."""
     for folder in (Path(name), home.campaigns / name):
+        pull(folder)
         if (folder / FILE).is_file():
             return folder
     known = sorted(path.parent.name for path in home.campaigns.glob(f"*/{FILE}"))
@@ -167,6 +169,7 @@ def tune(
     with exclusive(folder):
         ledger = _ledger(folder, plan, accept)
         try:
+            ledger.publish()
             return _run(ledger, plan, folder, home, tracker, progress)
         finally:
             ledger.close()
@@ -275,6 +278,7 @@ class Book:
         run_id = trial.run_id or self._begin_trial(trial)
         if run_id is None:
             return
+        pull(self.folder / TRIALS / trial.name)
         self.tracker.mirror(run_id, self.folder / TRIALS / trial.name)
         if trial.checkpoint is not None:
             checkpoint = open_checkpoint(self.folder / trial.checkpoint)
@@ -284,6 +288,7 @@ class Book:
     def _begin_trial(self, trial: Trial) -> str | None:
         """The run of a trial that trained while the server was away; None for one that never trained."""
         folder, parent = self.folder / TRIALS / trial.name, self.ledger.header.get("run_id")
+        pull(folder)
         if not (folder / PREPARED).is_file() or parent is None:
             return None
         experiment = parse_experiment(json.loads((folder / EXPERIMENT_FILE).read_text()))

@@ -23,6 +23,8 @@ from orchestration.campaigns.segments import Given, failed, reached_from_json, r
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.cluster import ray_cluster, require, wants_gpu
 from orchestration.errors import RequestError, RunError
+from orchestration.home import pull
+from orchestration.remote.places import told
 from orchestration.stages import Progress, quiet
 
 __all__ = ["SLOT", "Conducts", "Given", "execute"]
@@ -144,10 +146,12 @@ class Desk:
         self._nothing_new = False
         try:
             if result and REACHED in result:
+                pull(self.given.trial_folder(segment.trial))
                 reached = reached_from_json(json.loads(result[REACHED]))
             else:
                 if self.leftovers and self._workers(segment) > 1:
                     self.leftovers.suspect(not any(self._workers(other) > 1 for other in self.out.values()))
+                pull(self.given.trial_folder(segment.trial))
                 reached = failed(self.given.trial_folder(segment.trial), "its process died: killed, or out of memory")
             self.conductor.ended(segment, reached)
             self.progress("segments", self.begun - len(self.out), self.begun)
@@ -187,7 +191,9 @@ def _tune(desk: Desk, given: Given, gpu: bool, work: Work, storage: Path) -> Non
         return f"segment-{trial.trial_id}"
 
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(carry_out, told=given.to_json(), work=work), resources),
+        tune.with_resources(
+            tune.with_parameters(carry_out, told=told(given.to_json(), given.folder), work=work), resources
+        ),
         tune_config=tune.TuneConfig(
             search_alg=AsksDesk(),
             scheduler=FIFOScheduler(),

@@ -6,16 +6,23 @@ campaign's folder, which can be copied elsewhere.
 """
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import RequestError, RunError
+from orchestration.home import copy_of
 from search_spaces.space import Value
+
+if TYPE_CHECKING:
+    from orchestration.remote.copies import WorkingCopy
+
+log = logging.getLogger(__name__)
 
 FILE, VERSION = "ledger.db", 1
 APPLICATION = 0x7432694C  # "t2iL": tells the file from any other sqlite file
@@ -122,6 +129,27 @@ class Ledger:
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder, self._connection = folder, connection
+        self._copy: WorkingCopy | None = None
+        self._warned = False
+
+    def publish(self) -> None:
+        """From now on every change is published too, in order, where the folder is a copy of one elsewhere.
+
+        What cannot be published now is with the next change, or at the campaign's end. Raises RunError when another
+        machine has taken the campaign over.
+        """
+        self._copy = copy_of(self.folder)
+        self._send()
+
+    def _send(self) -> None:
+        if self._copy is None:
+            return
+        try:
+            self._copy.put(self.folder, FILE, self._connection.serialize())
+        except OSError as error:
+            if not self._warned:
+                log.warning("the ledger of %s is not published for now: %s", self.folder.name, error)
+            self._warned = True
 
     @classmethod
     def create(cls, folder: Path, header: Mapping[str, Any]) -> "Ledger":
@@ -175,6 +203,7 @@ class Ledger:
         try:
             with self._connection:
                 yield self._connection
+            self._send()
         except sqlite3.Error as error:
             raise RunError(
                 f"the ledger in {self.folder} cannot be written ({error}): free disk or mend its rights, and resume"

@@ -7,11 +7,12 @@ nothing while both exist, and neither `keep_checkpoints` nor a copy from another
 
 import gc
 import json
+import logging
 import os
 import shutil
 import traceback
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,10 @@ from orchestration.campaigns.ledger import Reached, Segment, SegmentState, Trial
 from orchestration.campaigns.points import trial_experiment
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home
+from orchestration.home import Home, copy_of
 from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared
+from orchestration.remote import places
 from orchestration.stage_store import PREPARED
 from orchestration.stages import file_sha256, write_atomically
 from orchestration.tracking import Mirror, Tracker
@@ -44,6 +46,8 @@ STATES = {
     "diverged": SegmentState.DIVERGED,
     "collapsed": SegmentState.COLLAPSED,
 }
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +138,13 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
 
     given: `Given.to_json()` and, as "segment", `asdict(segment)`. Returns `asdict(Reached)`.
     """
-    told, segment = Given.from_json(given), segment_from_json(given["segment"])
-    folder = told.trial_folder(segment.trial)
+    segment = segment_from_json(given["segment"])
+    folder = Given.from_json(given).trial_folder(segment.trial)
     try:
-        reached = _run(told, segment, folder)
+        told = Given.from_json(places.here(given))
+        folder = told.trial_folder(segment.trial)
+        with taking(folder, places.written_here(given)):
+            reached = _run(told, segment, folder)
     except (RequestError, RunError) as error:
         reached = failed(folder, str(error))
     except Exception as error:
@@ -148,9 +155,41 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
     finally:
         # The process may be used again: nets are cycles, and a compiler counts how often it met the same code.
         gc.collect()
-        if told.base.resources.compile:
+        if given["base"]["resources"].get("compile"):
             torch.compiler.reset()
     return asdict(reached)
+
+
+@contextmanager
+def taking(folder: Path, driver_is_here: bool) -> Iterator[None]:
+    """What other machines published of a trial is fetched first, and what it has become is published at the end.
+
+    driver_is_here: the driver reads the same folder, and publishes at its own end what could not be. RunError else.
+    """
+    copy = copy_of(folder)
+    if copy is None:
+        yield
+        return
+    copy.insist(copy.take, folder, "fetched")
+    yield
+    try:
+        copy.insist(copy.push, folder, "published")
+    except RunError as error:
+        if not driver_is_here:
+            raise
+        log.warning("%s", error)
+
+
+def fetch_rung(rungs: Path, digest: str | None) -> None:
+    """A donor's checkpoint may have been made on another machine."""
+    copy = copy_of(rungs)
+    if copy is None or digest is None or any(file_sha256(rung / MANIFEST) == digest for rung in _whole(rungs)):
+        return
+    copy.insist(lambda parent: copy.fetch_checkpoint_with(parent, digest), rungs, "fetched")
+
+
+def _whole(rungs: Path) -> list[Path]:
+    return [rung for rung in sorted(rungs.glob("step-*")) if (rung / MANIFEST).is_file()]
 
 
 def failed(folder: Path, reason: str) -> Reached:
@@ -274,8 +313,9 @@ def _source(given: Given, segment: Segment, folder: Path) -> Checkpoint | None:
             raise RunError(f"{trial_name(segment.trial)} lacks the checkpoint {rung} that it goes on from: restore it")
         return open_checkpoint(rung)
     rungs = given.trial_folder(segment.donor) / RUNGS
-    for rung in sorted(rungs.glob("step-*")):
-        if (rung / MANIFEST).is_file() and file_sha256(rung / MANIFEST) == segment.donor_digest:
+    fetch_rung(rungs, segment.donor_digest)
+    for rung in _whole(rungs):
+        if file_sha256(rung / MANIFEST) == segment.donor_digest:
             return open_checkpoint(rung)
     raise RunError(
         f"{trial_name(segment.trial)} goes on from {trial_name(segment.donor)}'s checkpoint with digest "

@@ -14,10 +14,11 @@ from typing import Any
 from orchestration.cluster import ray_cluster, require, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home, exclusive
+from orchestration.home import Home, exclusive, pull
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
 from orchestration.progress import Watcher
+from orchestration.remote import places
 from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.tracking import Mirror, Tracker
@@ -180,7 +181,7 @@ def fit(job: Job, at_once: int = 1) -> None:
         storage = Path(tempfile.mkdtemp(dir=job.folder, prefix=".ray-"))
         trainer = TorchTrainer(
             ray_worker,
-            train_loop_config={**job.to_json(), "threads": threads},
+            train_loop_config=places.told({**job.to_json(), "threads": threads}, Path(job.folder)),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
@@ -196,6 +197,7 @@ def fit(job: Job, at_once: int = 1) -> None:
         )
         try:
             trainer.fit()
+            pull(Path(job.folder), writing=True)
         except Exception as error:
             raise worker_failure(error, Path(job.folder)) from error
         finally:
@@ -210,7 +212,7 @@ def ray_worker(config: dict[str, Any]) -> None:
     from orchestration.training.worker import train_worker
 
     train_worker(
-        Job.from_json(config),
+        Job.from_json(places.here(config)),
         lambda figures: ray.train.report(dict(figures)),
         ray.train.torch.get_device(),
     )

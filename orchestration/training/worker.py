@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +24,14 @@ from orchestration.errors import RunError
 from orchestration.evaluation.collapse import Collapsed, Ending, collapse_reason, end_together
 from orchestration.evaluation.judging import BrokenPictures, Judge, Verdict
 from orchestration.evaluation.looking import drawer
+from orchestration.home import copy_of, publishing
 from orchestration.prepared import Prepared
 from orchestration.requirements import PART_PROTOCOL
-from orchestration.stages import write_atomically
+from orchestration.stages import file_sha256, write_atomically
 from orchestration.training.loop import Cadence, Diverged, Trainer, run
 from orchestration.training.recorder import Recorder, grid_columns, read_metrics
 from orchestration.training.state import (
+    MANIFEST,
     UNFINISHED,
     TrainingState,
     check_provenance,
@@ -119,12 +121,14 @@ def read_outcome(folder: Path) -> Outcome | None:
 def train_worker(job: Job, report: Report, device: torch.device) -> Outcome:
     """Train from the newest verified checkpoint to the stretch's end, or to divergence. Every rank calls it.
 
-    Raises RunError when another process still trains in the job's folder.
+    Raises RunError when another process still trains in the job's folder, or what it left cannot be published.
     """
     torch.set_num_threads(job.threads)
-    ranks = current_ranks()
-    with _only_writer(Path(job.folder)) if ranks.rank == 0 else nullcontext():
-        return _train(job, report, device, ranks)
+    ranks, folder = current_ranks(), Path(job.folder)
+    if ranks.rank != 0:
+        return _train(job, report, device, ranks, lambda: None)
+    with _only_writer(folder), publishing(folder) as saved:
+        return _train(job, report, device, ranks, saved)
 
 
 @contextmanager
@@ -144,8 +148,8 @@ def _only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _train(job: Job, report: Report, device: torch.device, ranks: Ranks) -> Outcome:
-    session = Session(job, device, ranks, report)
+def _train(job: Job, report: Report, device: torch.device, ranks: Ranks, saved: Callable[[], None]) -> Outcome:
+    session = Session(job, device, ranks, report, saved)
     try:
         run(session.trainer, session.after_iteration)
         session.finish()
@@ -161,10 +165,12 @@ def _train(job: Job, report: Report, device: torch.device, ranks: Ranks) -> Outc
 
 
 class Session:
-    """One worker's part of one run: the trainer and what is due at which point."""
+    """One worker's part of one run: the trainer and what is due at which point. saved: called after a checkpoint."""
 
-    def __init__(self, job: Job, device: torch.device, ranks: Ranks, report: Report) -> None:
-        self.job, self.device, self.ranks, self.report = job, device, ranks, report
+    def __init__(
+        self, job: Job, device: torch.device, ranks: Ranks, report: Report, saved: Callable[[], None] = lambda: None
+    ) -> None:
+        self.job, self.device, self.ranks, self.report, self.saved = job, device, ranks, report, saved
         self.experiment, self.folder = job.experiment, Path(job.folder)
         self.first = ranks.rank == 0
         training = self.experiment.training
@@ -197,16 +203,19 @@ class Session:
         """Every rank restores the checkpoint that rank 0 found whole."""
         self.saved_at = -1
         parent = self.folder / CHECKPOINTS
-        chosen: list[str | None] = [None]
+        chosen: list[tuple[str, str] | None] = [None]
         if self.first:
             for half_written in parent.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(half_written, ignore_errors=True)
             newest = newest_checkpoint(parent)
-            chosen = [str(newest.folder) if newest else None]
+            chosen = [(newest.folder.name, newest.digest) if newest else None]
         if self.ranks.size > 1:
             dist.broadcast_object_list(chosen)
         if chosen[0] is not None:
-            checkpoint = open_checkpoint(Path(chosen[0]))
+            name, digest = chosen[0]
+            if not self.first:
+                _have(parent / name, digest)
+            checkpoint = open_checkpoint(parent / name)
             check_provenance(checkpoint, self.job.prepared.provenance)
             restore(checkpoint, self.state)
             self.saved_at = checkpoint.images_seen
@@ -299,10 +308,23 @@ class Session:
             prepared = self.job.prepared
             text = Path(prepared.text) if prepared.text else None
             save_checkpoint(self.state, self.experiment, prepared.provenance, self.folder / CHECKPOINTS, text)
+            self.saved()
 
     def _tell(self) -> None:
         figures = self.recorder.latest if self.recorder else {}
         self.report({**figures, "kimg": self.state.kimg})
+
+
+def _have(checkpoint: Path, digest: str) -> None:
+    """On another machine than rank 0 its checkpoint is fetched, once for all ranks there."""
+    copy = copy_of(checkpoint)
+    if copy is None:
+        return
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(checkpoint.parent / ".fetching.lock"):
+        there = checkpoint / MANIFEST
+        if not there.is_file() or file_sha256(there) != digest:
+            copy.insist(copy.fetch_checkpoint, checkpoint, "fetched")
 
 
 Judgement = Callable[[Nets], Verdict]

@@ -1,0 +1,181 @@
+"""A campaign whose home is on object storage: its ledger, and trials that several machines work on."""
+
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from orchestration.campaigns import segments
+from orchestration.campaigns.execution import SEGMENT
+from orchestration.campaigns.ledger import FILE, Ledger, Reached, Segment, SegmentState
+from orchestration.campaigns.segments import Given, fetch_rung, reached_from_json, taking
+from orchestration.errors import RunError
+from orchestration.home import Home, exclusive, pull
+from orchestration.remote import copies, places
+from orchestration.stages import file_sha256
+from orchestration.training import worker
+from orchestration.training.state import MANIFEST, open_checkpoint
+from orchestration.training.worker import CHECKPOINTS
+from tests.remote_support import (
+    machine,
+    made_by,
+    published,
+    small_checkpoint,
+    spoil,
+    whole_in,
+    working_copy,
+)
+from tests.test_segments import SPACE, STEP, FixedJudge, NoTracker
+from tests.test_segments import segment as segment_of
+from tests.test_segments import short_run as segment_run
+from tests.tiny import small_pretrained_nets, tiny_job
+
+
+def ledger_at(home: Home, name: str = "c") -> Path:
+    return home.campaigns / name
+
+
+def trials_in(content: bytes, folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_bytes(content)
+    ledger = Ledger.open(folder)
+    try:
+        return len(ledger.trials())
+    finally:
+        ledger.close()
+
+
+def test_the_ledger_is_published_with_every_change(
+    first: Home, second: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ledger_at(first)
+    with exclusive(folder):
+        ledger = Ledger.create(folder, {"name": "c"})
+        ledger.publish()
+        for number in range(3):
+            ledger.propose(number, {"x": 1.0}, "proposed")
+            assert trials_in(published(first)[f"campaigns/c/{FILE}"], tmp_path / "look") == number + 1
+        spoiled = spoil(first, lambda number, _: True)
+        ledger.propose(3, {"x": 1.0}, "proposed")
+        ledger.propose(4, {"x": 1.0}, "proposed")
+        assert len(caplog.records) == 1
+        spoiled.fails = lambda number, _: False
+        assert trials_in(published(first)[f"campaigns/c/{FILE}"], tmp_path / "look") == 3
+        ledger.propose(5, {"x": 1.0}, "proposed")
+        assert trials_in(published(first)[f"campaigns/c/{FILE}"], tmp_path / "look") == 6
+        ledger.close()
+    with exclusive(ledger_at(second)):
+        resumed = Ledger.open(ledger_at(second))
+        resumed.publish()
+        resumed.propose(6, {"x": 1.0}, "proposed")
+        resumed.close()
+    stale = Ledger.open(folder)
+    with pytest.raises(RunError, match="another machine has taken campaigns/c in .* over"):
+        stale.publish()
+    stale.close()
+    assert trials_in(published(first)[f"campaigns/c/{FILE}"], tmp_path / "look") == 7
+
+
+def test_a_trial_goes_on_where_another_machine_left_it(first: Home, second: Home) -> None:
+    """And a donor's rung is found by its digest, wherever it was made."""
+    trial = Path("campaigns/c/trials/trial-0000")
+    with taking(first.root / trial, False):
+        rung = small_checkpoint(first.root / trial / "rungs", 1)
+        rung.rename(rung.with_name("step-000"))
+        (first.root / trial / "segment.json").write_text("{}")
+    digest = file_sha256(first.root / trial / "rungs" / "step-000" / MANIFEST)
+    fetch_rung(second.root / trial / "rungs", digest)
+    assert open_checkpoint(second.root / trial / "rungs" / "step-000").digest == digest
+    with taking(second.root / trial, False):
+        assert (second.root / trial / "segment.json").is_file()
+        (second.root / trial / "segment.json").write_text('{"step": 1}')
+    pull(first.root / trial)
+    assert (first.root / trial / "segment.json").read_text() == '{"step": 1}'
+    fetch_rung(first.root / trial / "rungs", "f" * 64)  # nowhere: whoever needs it says so
+
+
+def test_what_a_trial_leaves_is_published_by_the_driver_if_it_could_not(
+    first: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign = first.campaigns / "c"
+    with exclusive(campaign):
+        with taking(campaign / "trials" / "trial-0000", True):
+            (campaign / "trials" / "trial-0000" / "metrics.jsonl").write_text("{}\n")
+            spoiled = spoil(first, lambda number, _: True)
+        with pytest.raises(RunError, match="could not be fetched"), taking(campaign / "trials" / "trial-0001", True):
+            pass
+        spoiled.fails = lambda number, _: False
+    assert published(first)["campaigns/c/trials/trial-0000/metrics.jsonl"] == b"{}\n"
+    assert "could not be published" in caplog.text
+
+
+def test_a_campaigns_segments_run_on_several_machines(
+    first: Home, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other on two, with a donor from the other one: as on one alone; and the driver has them all."""
+    monkeypatch.setattr(segments, "Tracker", NoTracker)
+    monkeypatch.setattr(worker, "make_judge", FixedJudge)
+    base = segment_run(training__checkpoint_kimg=STEP, training__keep_checkpoints=1)
+    prepared = tiny_job(tmp_path / "job", base, protocol="fixed").prepared
+    told = Given(base, SPACE, prepared, first.campaigns / "c", "parent", first.root, None, "c")
+    alone = replace(told, folder=tmp_path / "alone", home=tmp_path)
+
+    def on(given: Given, cache: str, segment: Segment) -> Reached:
+        values = json.loads(json.dumps(places.told({**given.to_json(), SEGMENT: asdict(segment)}, given.folder)))
+        machine(url, tmp_path / cache, monkeypatch)
+        try:
+            with small_pretrained_nets():
+                return reached_from_json(json.loads(json.dumps(segments.run_segment(values))))
+        finally:
+            machine(url, tmp_path / "first", monkeypatch)
+            pull(given.trial_folder(segment.trial))
+
+    def all_of(given: Given, caches: str) -> list[tuple[object, ...]]:
+        where = iter(["first" if letter == "a" else "second" for letter in caches])
+        donor = on(given, next(where), segment_of(0, 0))
+        own = on(given, next(where), segment_of(1, 0, 0.5))
+        later = on(given, next(where), segment_of(1, 1, 0.7, 0, donor.digest))
+        last = on(given, next(where), segment_of(1, 2, 0.7))
+        assert last.state == SegmentState.REACHED, last.reason
+        assert given.folder.joinpath(last.checkpoint or "").is_dir()
+        return [(one.state, one.kimg, one.figures, one.digest) for one in (donor, own, later, last)]
+
+    wanted = all_of(alone, "aaaa")
+    with exclusive(told.folder):
+        assert all_of(told, "abba") == wanted
+    shutil.rmtree(first.root)
+    machine(url, tmp_path / "first", monkeypatch)
+    with exclusive(told.folder):
+        assert all_of(replace(told, folder=first.campaigns / "c"), "baab") == wanted
+
+
+def test_a_donors_checkpoint_is_never_mixed_with_the_trials_own(
+    first: Home, second: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever moment a publication is cut off at: the trial says it begins from the donor's only where that is newest,
+    and no manifest stands above another checkpoint's files."""
+    run = made_by(first, 1, 2)
+    with exclusive(run):
+        (run / "segment.json").write_text("old")
+    shutil.rmtree(run / CHECKPOINTS)
+    small_checkpoint(run / CHECKPOINTS, 1, b"donors ")
+    (run / "segment.json").write_text("new")
+    said = set()
+    for allowed in range(40):
+        spoil(first, lambda number, _, allowed=allowed: number > allowed)
+        working_copy(first).store.attempts = 1
+        with suppress(OSError):
+            working_copy(first).push(run)
+        copies.open_store.cache_clear()
+        shutil.rmtree(second.root / "runs", ignore_errors=True)
+        pull(second.runs / "run")
+        segment = (second.runs / "run" / "segment.json").read_text()
+        said.add(segment)
+        if segment == "new":
+            assert whole_in(second.runs / "run") == ["kimg-000001.000"]
+            weights = second.runs / "run" / CHECKPOINTS / "kimg-000001.000" / "net.safetensors"
+            assert weights.read_bytes() == b"donors 1"
+    assert said == {"old", "new"} and not caplog.records

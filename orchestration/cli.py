@@ -28,7 +28,7 @@ from orchestration import (
 )
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
-from orchestration.options import chosen_experiment, takes_experiment
+from orchestration.options import Workers, chosen_experiment, takes_experiment
 
 # Before any library that reads them is imported.
 ENVIRONMENT = {
@@ -78,7 +78,7 @@ def quickstart(app: App, prompt: str | None) -> None:
 @takes_experiment
 @click.option("--dry-run", is_flag=True, help="Print the experiment with every field as JSON, and stop.")
 def train(
-    app: App, recipe: str, data: str | None, assignments: Sequence[str], workers: int | None, dry_run: bool
+    app: App, recipe: str, data: str | None, assignments: Sequence[str], workers: Workers, dry_run: bool
 ) -> Result | None:
     """Train a recipe to its end.
 

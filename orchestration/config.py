@@ -117,7 +117,16 @@ class EvaluationSettings(Settings):
 class ResourceSettings(Settings):
     """Where it runs. Nothing here changes the mathematics, so nothing here is part of a run's identity."""
 
-    workers: int = Field(1, ge=1, description="Ray Train workers")
+    workers: int = Field(1, ge=1, description="Ray Train workers; with min_workers the most of them")
+    min_workers: int | None = Field(
+        None, ge=1, description="the fewest that it goes on with when machines are taken away; none: always all workers"
+    )
+    grow_minutes: float = Field(
+        1.0,
+        ge=0,
+        description="a range of workers: it takes in new machines this long after its last start at the least",
+    )
+    wait_minutes: float = Field(30.0, gt=0, description="a range of workers: it waits this long for its fewest")
     use_gpu: bool | None = Field(None, description="one GPU a worker; none: if the cluster has any")
     threads: int | None = Field(None, ge=1, description="CPU threads a worker; none: its share of the cores")
     pictures: Literal["auto", "raw", "png", "none"] = Field(
@@ -202,6 +211,12 @@ class Experiment(_Trained):
                 f"training.batch_size {training.batch_size} cannot be divided among {workers} workers x "
                 f"{training.micro_batches} micro-batches: make it a multiple of {workers * training.micro_batches}"
             )
+        fewest = self.resources.min_workers
+        if fewest is not None and fewest not in self.world_sizes:
+            raise ValueError(
+                f"resources.min_workers {fewest} is none of the numbers of workers up to {workers} that share a "
+                f"batch of {training.batch_size} evenly: make it one of {', '.join(map(str, self._even_sizes(1)))}"
+            )
         if self.system in gathered_names():
             raise ValueError(f"{self.system} is a part that is gathered, no system: give it under stages")
         _check_length(self.system, self.model, training)
@@ -275,6 +290,20 @@ class Experiment(_Trained):
                 "stages": stages,
             }
         )
+
+    @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """The numbers of workers it may run with, in order: all in the range that share out a micro-batch evenly.
+
+        Others are left out, and a machine too many waits. A loss is the mean of the workers' losses, batch statistics
+        are theirs together, and negatives are gathered from equal shares (`models.parallel`): an uneven share would
+        weigh its pictures more than the others.
+        """
+        return self._even_sizes(self.resources.min_workers or self.resources.workers)
+
+    def _even_sizes(self, fewest: int) -> tuple[int, ...]:
+        micro_batch = self.training.batch_size // self.training.micro_batches
+        return tuple(size for size in range(fewest, self.resources.workers + 1) if micro_batch % size == 0)
 
     @property
     def identity(self) -> str:

@@ -10,6 +10,8 @@ from orchestration.errors import RequestError
 
 Function = Callable[..., Any]
 Option = Callable[[Function], Function]
+Workers = int | tuple[int, int] | None
+"""What --workers says: a number, the fewest and the most, or nothing."""
 
 
 def shared_options() -> list[click.Parameter]:
@@ -48,7 +50,13 @@ def takes_experiment(function: Function) -> Function:
 
 def takes_changes(function: Function) -> Function:
     """The options that change a recipe."""
-    function = number("--workers", "Ray Train workers, which share the batch  [default: the recipe's]", 1)(function)
+    function = click.option(
+        "--workers",
+        type=WorkerCount(),
+        metavar="N|A-B",
+        help="Ray Train workers, which share the batch; A-B: as many of them as the cluster has, while it grows and "
+        "shrinks  [default: the recipe's]",
+    )(function)
     function = repeatable(
         "--set", "assignments", "FIELD=VALUE", "Any field, e.g. model.lambda_1=0.5; `t2i models SYSTEM` lists them."
     )(function)
@@ -57,14 +65,39 @@ def takes_changes(function: Function) -> Function:
     )(function)
 
 
-def chosen_experiment(recipe: str, data: str | None, assignments: Sequence[str], workers: int | None) -> Any:
+class WorkerCount(click.ParamType[Workers]):
+    """N, an int, or A-B, both ends of a range."""
+
+    name = "workers"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Workers:
+        if not isinstance(value, str):
+            return value
+        low, dash, high = (part.strip() for part in value.partition("-"))
+        if not (dash and low.isdecimal() and high.isdecimal()):
+            number_of_them: Any = click.IntRange(1)
+            return number_of_them.convert(value, parameter, context)
+        fewest, most = int(low), int(high)
+        if not 1 <= fewest <= most:
+            self.fail(f"{value} is no range of workers: write the fewest, at least 1, then the most, such as 1-4")
+        return fewest, most
+
+
+def worker_assignments(workers: Workers) -> list[str]:
+    """`--set` assignments of what --workers says."""
+    if workers is None:
+        return []
+    fewest, most = workers if isinstance(workers, tuple) else ("null", workers)
+    return [f"resources.workers={most}", f"resources.min_workers={fewest}"]
+
+
+def chosen_experiment(recipe: str, data: str | None, assignments: Sequence[str], workers: Workers) -> Any:
     """The recipe with the command line's changes. Raises RequestError."""
     from orchestration.config import apply_assignments
     from orchestration.recipes import get_recipe
 
     shorthand = [f"data.source={json.dumps(data)}"] if data is not None else []
-    shorthand += [f"resources.workers={workers}"] if workers is not None else []
-    return apply_assignments(get_recipe(recipe), [*shorthand, *assignments])
+    return apply_assignments(get_recipe(recipe), [*shorthand, *worker_assignments(workers), *assignments])
 
 
 def pair(flag: str, text: str, form: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import click
 
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
-from orchestration.options import repeatable, takes_experiment
+from orchestration.options import Workers, repeatable, takes_experiment
 
 if TYPE_CHECKING:
     from orchestration.stage_graph import Effect, Graph, Row
@@ -57,7 +57,7 @@ def stages(ctx: click.Context) -> None:
     "--change", "changes", "FIELD=VALUE", "Say what would be run anew if this field changed too  [default: nothing]"
 )
 def graph(
-    app: App, recipe: str, data: str | None, assignments: Sequence[str], workers: int | None, changes: Sequence[str]
+    app: App, recipe: str, data: str | None, assignments: Sequence[str], workers: Workers, changes: Sequence[str]
 ) -> Result:
     """Show a recipe's stages in order, and which are there.
 

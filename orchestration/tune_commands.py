@@ -7,7 +7,7 @@ import click
 
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError
-from orchestration.options import chosen_experiment, kimg_option, number, pair, repeatable, takes_changes
+from orchestration.options import Workers, chosen_experiment, kimg_option, number, pair, repeatable, takes_changes
 
 SAMPLERS, SCHEDULERS = ("tpe", "random", "grid", "cmaes"), ("halving", "population", "none")
 
@@ -57,7 +57,7 @@ def tune(
     recipe: str | None,
     data: str | None,
     assignments: Sequence[str],
-    workers: int | None,
+    workers: Workers,
     trials: int,
     concurrent: int,
     kimg: float | None,

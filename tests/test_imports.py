@@ -125,6 +125,7 @@ def test_ray_is_named_in_few_places() -> None:
     assert {name for name in touching if not name.startswith(folders)} <= {
         "cluster.py",
         "data/shard_tasks.py",
+        "training/elastic.py",
         "training/launch.py",
     }
 

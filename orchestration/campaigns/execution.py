@@ -56,7 +56,8 @@ def execute(
     work: carries one out in another process. Raises RequestError when the cluster cannot run one, RunError when the
     conductor fails, KeyboardInterrupt on Ctrl-C; what was begun then stays so, and goes on when it is resumed.
     """
-    at_once, workers = settings.concurrent, given.base.resources.workers
+    resources = given.base.resources
+    at_once, workers = settings.concurrent, resources.min_workers or resources.workers
     with ray_cluster(at_once * workers, {SLOT: float(at_once)}) as ray:
         require(
             ray,

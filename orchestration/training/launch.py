@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive, pull
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
-from orchestration.progress import Watcher
+from orchestration.progress import Watcher, person_watching
 from orchestration.remote import places
 from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, write_atomically
@@ -164,44 +164,90 @@ def _train(
 def fit(job: Job, at_once: int = 1) -> None:
     """Run the job under Ray Train and wait. Workers that die are started again, from the newest checkpoint.
 
-    at_once: so many jobs share a machine's cores.
+    at_once: so many jobs share a machine's cores, and the cluster where they are ranges. Of a range of workers as many
+    run as there is room for; none of that changes the mathematics (`Experiment.world_sizes`). Raises RequestError when
+    the cluster has fewer than the fewest, RunError when workers failed, or when those of a range did not come back in
+    time.
     """
-    resources = job.experiment.resources
-    with ray_cluster(minimum_cpus=resources.workers) as ray:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
+    resources, sizes = job.experiment.resources, _sizes(job.experiment)
+    with ray_cluster(minimum_cpus=sizes[0]) as ray:
         use_gpu = wants_gpu(resources.use_gpu, ray)
-        threads = resources.threads or share_of_cores(resources.workers * at_once)
-        kind, workers = "GPU" if use_gpu else "CPU", resources.workers
-        require(ray, kind, workers, f"--workers {workers}: each needs a {kind}", "lower --workers or add machines")
+        kind, elastic = "GPU" if use_gpu else "CPU", len(sizes) > 1
+        asked = f"{sizes[0]}-{sizes[-1]}" if elastic else f"{sizes[0]}"
+        wanted = f"--workers {asked}: each needs a {kind}{f', {sizes[0]} at the least,' if elastic else ''}"
+        require(ray, kind, sizes[0], wanted, "lower --workers or add machines")
+        if at_once > 1:
+            # Who came first would take all, and the others would wait.
+            share = int(ray.cluster_resources()[kind]) // at_once
+            sizes = tuple(size for size in sizes if size <= max(sizes[0], share))
         # Ray's own files are only its bookkeeping; a new name each time, or it would resume its own idea of the run.
         for left_over in Path(job.folder).glob(".ray-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         storage = Path(tempfile.mkdtemp(dir=job.folder, prefix=".ray-"))
-        trainer = TorchTrainer(
-            ray_worker,
-            train_loop_config=places.told({**job.to_json(), "threads": threads}, Path(job.folder)),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
-            ),
-            run_config=RunConfig(
-                name=f"{Path(job.folder).name}-{uuid.uuid4().hex[:8]}",
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=resources.max_failures),
-                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-            ),
-        )
+        threads = resources.threads or share_of_cores(resources.workers * at_once)
+        limit = f"within {resources.wait_minutes:g} minutes" if elastic else "(there is no limit)"
         try:
-            trainer.fit()
+            with _missing_named(ray, kind, sizes[0], limit):
+                _trainer(job, sizes, use_gpu, threads, storage).fit()
             pull(Path(job.folder), writing=True)
         except Exception as error:
             raise worker_failure(error, Path(job.folder)) from error
         finally:
             shutil.rmtree(storage, ignore_errors=True)
+
+
+def _sizes(experiment: Experiment) -> tuple[int, ...]:
+    """The numbers of workers that may run. Raises RequestError where none can: parts have batches of their own."""
+    if sizes := experiment.world_sizes:
+        return sizes
+    resources, training = experiment.resources, experiment.training
+    least = "" if resources.min_workers is None else f"{resources.min_workers}-"
+    raise RequestError(
+        f"{experiment.recipe}: no number of workers of --workers {least}{resources.workers} shares a batch of "
+        f"{training.batch_size} in {training.micro_batches} micro-batches evenly: lower --workers"
+    )
+
+
+def _missing_named(ray: Any, kind: str, fewest: int, limit: str) -> AbstractContextManager[Any]:
+    if not person_watching():
+        return nullcontext()
+    from orchestration.training.elastic import SaysWhoIsMissing
+
+    advice = f"bring machines back {limit}, or press Ctrl-C and repeat the command later"
+    return SaysWhoIsMissing(ray, kind, fewest, advice)
+
+
+def _trainer(job: Job, sizes: tuple[int, ...], use_gpu: bool, threads: int, storage: Path) -> Any:
+    """Ray's trainer of this job. storage: of its bookkeeping."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from orchestration.training.elastic import ElasticTrainer, FollowsCluster
+
+    resources, elastic = job.experiment.resources, len(sizes) > 1
+    scaling = ScalingConfig(
+        num_workers=(sizes[0], sizes[-1]) if elastic else sizes[0],
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+        elastic_resize_monitor_interval_s=60 * resources.grow_minutes,
+    )
+    make = TorchTrainer
+    if elastic:
+        policy = FollowsCluster(scaling, sizes, resources.max_failures, 60 * resources.wait_minutes)
+        make = partial(ElasticTrainer, policy=policy)
+    return make(
+        ray_worker,
+        train_loop_config=places.told({**job.to_json(), "threads": threads}, Path(job.folder)),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=f"{Path(job.folder).name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(storage),
+            # Of a range the policy counts them, anew after every checkpoint.
+            failure_config=FailureConfig(max_failures=-1 if elastic else resources.max_failures),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        ),
+    )
 
 
 def ray_worker(config: dict[str, Any]) -> None:
@@ -220,8 +266,10 @@ def ray_worker(config: dict[str, Any]) -> None:
 
 def worker_failure(error: Exception, folder: Path) -> Exception:
     """What a person is told when workers failed: our own sentence where there is one, else the first line of theirs."""
+    # What the controller gave up over stands within its own error.
+    error = getattr(error, "controller_failure", None) or error
     failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
+    for failure in (*failures.values(), error):
         # Ray wraps the worker's exception in one that also has the original's type.
         cause = getattr(failure, "cause", None) or failure
         if isinstance(cause, RequestError | RunError):

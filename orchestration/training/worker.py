@@ -43,6 +43,7 @@ from orchestration.training.state import (
 )
 
 CHECKPOINTS, OUTCOME = "checkpoints", "outcome.json"
+SAVED = "checkpoint_kimg"  # beside "kimg" in every report: where the newest checkpoint is
 PATIENCE_S = 60.0
 GRID_PICTURES, GRID_SEED = 32, 4321
 
@@ -264,6 +265,7 @@ class Session:
         images, self.clock_images = self.state.images_seen - self.clock_images, self.state.images_seen
         if self.recorder and values:
             values["speed/images_per_second"] = images / max(seconds, 1e-9)
+            values["speed/workers"] = float(self.ranks.size)
             self.recorder.metrics(self.state.images_seen, values)
 
     def _draw_grid(self) -> None:
@@ -312,7 +314,7 @@ class Session:
 
     def _tell(self) -> None:
         figures = self.recorder.latest if self.recorder else {}
-        self.report({**figures, "kimg": self.state.kimg})
+        self.report({**figures, "kimg": self.state.kimg, SAVED: self.saved_at / 1000})
 
 
 def _have(checkpoint: Path, digest: str) -> None:

@@ -18,7 +18,6 @@ import click
 from orchestration.commands import App, Result, command
 from orchestration.errors import RequestError, RunError
 from orchestration.options import number, repeatable
-from orchestration.progress import STYLE
 
 if TYPE_CHECKING:
     from orchestration.clusters.jobs import Job, JobServer, JobState
@@ -57,10 +56,10 @@ def add_to(group: click.Group) -> None:
 @click.option("--no-code", is_flag=True, help="Run the image's own t2i instead of sending this one.")
 @click.option("--detach", is_flag=True, help="Do not follow the job.")
 @number("--patience", "Seconds that the cluster may be out of reach while it is followed.", 1, default=600)
-@click.option("--attach", metavar="ID", help="Follow a job that runs, from its first line.")
+@click.option("--attach", metavar="ID", help="Follow a job that runs, from its first line  [default: none]")
 @click.option("--list", "list_all", is_flag=True, help="List the jobs.")
-@click.option("--logs", metavar="ID", help="Print what a job wrote so far.")
-@click.option("--stop", metavar="ID", help="Stop a job.")
+@click.option("--logs", metavar="ID", help="Print what a job wrote so far  [default: none]")
+@click.option("--stop", metavar="ID", help="Stop a job  [default: none]")
 def submit(
     app: App,
     words: Sequence[str],
@@ -164,6 +163,7 @@ def _job(
     words: Sequence[str], name: str | None, environment: dict[str, str], cpus: float | None, gpus: float | None
 ) -> "Job":
     from orchestration.clusters.jobs import WORDS, Job, entrypoint
+    from orchestration.progress import STYLE
 
     made = f"t2i-{words[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     # Nobody looks at the job's own terminal: bars become lines.

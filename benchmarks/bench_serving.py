@@ -8,6 +8,7 @@ The net is the quickstart's generator at 32 px, untrained: one picture is about 
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 from ray import serve
@@ -43,7 +44,7 @@ def main() -> None:
         painter.reconfigure.remote({"max_batch": MAX_BATCH, "wait_s": 0.01}).result()
 
         sizes = next(iter(told["sizes"].values()))
-        request, bare = _alone(server.url, sizes[0])
+        request, bare, allowed = _alone(server.url, sizes)
         with_load = resident_mb(told["pid"])
         assert Client(server.url).ask(1, f"{MODEL}@2") == 200
         two_versions = resident_mb(told["pid"])
@@ -58,6 +59,7 @@ def main() -> None:
         batched_per_s=rates[MAX_BATCH],
         unbatched_per_s=rates[1],
         ratio=rates[MAX_BATCH] / rates[1],
+        net_ratio=allowed,
         p50_s=middle.percentile(0.5),
         p95_s=middle.percentile(0.95),
         p99_s=middle.percentile(0.99),
@@ -71,19 +73,22 @@ def main() -> None:
     )
 
 
-def _alone(url: str, size: int) -> tuple[float, float]:
-    """Seconds of a request that has no company, and of drawing the batch that it is padded to in this process."""
+def _alone(url: str, sizes: Sequence[int]) -> tuple[float, float, float]:
+    """Seconds of a request that has no company, and of drawing the batch that it is padded to in this process; and what
+    the net allows: pictures a second in batches of the largest size, over one at a time."""
     checkpoint = newest_checkpoint(VERSIONS / "1")
     assert checkpoint is not None
     painter, client, places = Painter.load(checkpoint.folder, HOME.root), Client(url), iter(range(10_000, 20_000))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def bare() -> None:
-        painter.draw([PROMPT.format(next(places))] * size, list(range(size)))
+    def bare(size: int) -> None:
+        painter.draw([PROMPT.format(next(places)) for _ in range(size)], list(range(size)))
 
     try:
-        return interleaved(lambda: client.ask(next(places)), bare, ALONE)
+        request, padded = interleaved(lambda: client.ask(next(places)), lambda: bare(sizes[0]), ALONE)
+        together, single = interleaved(lambda: bare(sizes[-1]), lambda: bare(1), ALONE)
+        return request, padded, single * sizes[-1] / together
     finally:
         torch.set_num_threads(threads)
 

@@ -107,8 +107,8 @@ class TestRefusals:
         [
             (
                 replace(PLENTY, slots=1),
-                "2 trials at a time need 2 units of the resource 'trial_slot' and the cluster has 1: start its head "
-                "with --resources='{\"trial_slot\": 2}'",
+                "2 trials at a time need 2 units of the resource 'trial_slot' and the cluster has 1: start each "
+                "node that trains with --resources='{\"trial_slot\": N}'",
             ),
             (
                 replace(PLENTY, cpus=3),
@@ -127,6 +127,11 @@ class TestRefusals:
     def test_too_little_of_it(self, home: Home, has: Resources, said: str) -> None:
         refusal = report(home, has, base(resources__workers=2)).refusal
         assert refusal is not None and said in refusal
+
+    def test_of_a_range_the_fewest_must_fit(self, home: Home) -> None:
+        has = Resources(3.0, 0.0, 64 * GIB, 2.0)
+        assert report(home, has, base(resources__workers=2)).refusal is not None
+        assert report(home, has, base(resources__workers=2, resources__min_workers=1)).refusal is None
 
     def test_gpus_that_are_asked_for_and_not_there(self, home: Home) -> None:
         refusal = report(home, PLENTY, base(resources__use_gpu=True)).refusal
@@ -323,6 +328,7 @@ class TestMemory:
         assert activations(training__batch_size=64) == pytest.approx(2 * one, rel=1e-3)
         assert activations(training__micro_batches=2) == pytest.approx(one / 2, rel=1e-3)
         assert activations(resources__workers=2) == pytest.approx(one / 2, rel=1e-3)
+        assert activations(resources__workers=2, resources__min_workers=1) == pytest.approx(one, rel=1e-3)
         assert activations(training__precision="bfloat16") == one / 2
         assert activations(replace(PLENTY, gpus=8)) == one / 2
         assert activations(replace(PLENTY, gpus=8), training__precision="float32") == one

@@ -149,7 +149,9 @@ class Needs:
     ) -> None:
         self.base, self.settings, self.home, self._preparation = base, settings, home, preparation
         self.at_once = min(settings.concurrent, settings.trials)
-        self.workers = self.at_once * base.resources.workers
+        # Of a range the fewest must fit, and each of them has the largest share of a batch.
+        self.each = base.resources.min_workers or base.resources.workers
+        self.workers = self.at_once * self.each
         wanted = base.resources.use_gpu
         self.uses_gpu = has.gpus > 0 if wanted is None else wanted
 
@@ -184,7 +186,7 @@ class Needs:
         base, training = self.base, self.base.training
         if not hasattr(base.trainable, "sample"):
             return 0.0
-        count = training.batch_size // (training.micro_batches * base.resources.workers)
+        count = training.batch_size // (training.micro_batches * self.each)
         nets, pictures = self._nets, count
         if base.trainable.reads & {"graphs", "labels", "canvases"}:
             # How many objects there are decides the shapes, which no meta tensor says: one picture, by nets of zeros.

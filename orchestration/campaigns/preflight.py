@@ -216,14 +216,14 @@ def broken_points(base: Experiment, space: Space, paper: Mapping[str, Value]) ->
 
 def _sum(needs: "Needs", has: Resources) -> Iterator[Line]:
     """The resources, in numbers."""
-    at_once, workers, each = needs.at_once, needs.workers, needs.base.resources.workers
+    at_once, workers, each = needs.at_once, needs.workers, needs.each
     asked = f"{at_once} {_plural('trial', at_once)} at a time"
     if has.slots is not None:
         problem = None
         if has.slots < at_once:
             problem = (
-                f"{asked} need {at_once} units of the resource {SLOT!r} and the cluster has {has.slots:.0f}: start its "
-                f"head with --resources='{{\"{SLOT}\": {at_once}}}'"
+                f"{asked} need {at_once} units of the resource {SLOT!r} and the cluster has {has.slots:.0f}: start "
+                f"each node that trains with --resources='{{\"{SLOT}\": N}}', N trials of it at a time"
             )
         yield Line("trial slots", f"{at_once}", f"{has.slots:.0f}", problem)
     asked = f"{asked}, each of {each} {_plural('worker', each)},"

@@ -329,6 +329,29 @@ def test_without_a_token_only_this_machine_is_answered(host: str, status: int) -
     assert client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("laptop:8000", 200),
+        ("", 200),
+        ("draw.example.org", 401),
+        ("203.0.113.5:8000", 401),
+        ("[2001:db8::1]:8000", 401),
+        ("127.0.0.1.example.org", 401),
+    ],
+)
+def test_without_a_token_no_name_of_the_internet_is_answered(host: str, status: int) -> None:
+    """A page that lets its own name point to this machine reads no picture, and no proxy publishes it unawares."""
+    client = TestClient(create_http_app(FakeBackend()), client=("127.0.0.1", 1), headers={"Host": host})
+    assert client.post("/v1/images", json={"prompt": "a"}).status_code == status
+    with_token = TestClient(create_http_app(FakeBackend(), HttpSettings(token="t")), headers={"Host": host})
+    right = {"Authorization": "Bearer t"}
+    assert with_token.post("/v1/images", json={"prompt": "a"}, headers=right).status_code == 200
+
+
 def test_a_token_is_not_shown_with_its_settings() -> None:
     assert "secret" not in repr(HttpSettings(token="secret"))
 

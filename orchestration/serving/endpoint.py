@@ -26,6 +26,7 @@ from orchestration.serving.replies import HealthReply, ImageReply, ImagesReply, 
 from orchestration.serving.request_log import RequestRecord, log_failure
 from orchestration.serving.requests import BODY_LIMIT, STATUS, ImageRequest, ServeError, parse_image_request
 from orchestration.serving.schema import IMAGE_ID_PATTERN, IMAGES_CONTENT, METRICS_CONTENT, PublishedApi, refusals
+from orchestration.serving.settings import is_loopback
 
 __all__ = ["REQUEST_ID", "HttpSettings", "create_http_app", "error_response", "internal_error", "log_failure"]
 
@@ -125,8 +126,9 @@ def check_access(request: Request, token: str | None) -> None:
     """ServeError unless the request carries the token or, where there is none, comes from this machine."""
     if token is not None:
         check_token(request.headers.get("authorization", ""), token)
-    elif request.client is not None and _is_elsewhere(request.client.host):
-        # The server does not listen elsewhere without a token; this holds where it is started by other means.
+    elif (request.client is not None and _is_elsewhere(request.client.host)) or _is_public(request.url.hostname or ""):
+        # The server does not listen elsewhere without a token; this holds where it is started by other means, or is
+        # reached by a name that someone let point to this machine (a proxy, or a page that rebinds its own name).
         message = "this server has no token and answers its own machine alone: start it with T2I_SERVE_TOKEN set"
         raise ServeError("unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
@@ -318,6 +320,11 @@ def _is(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 def _json(reply: BaseModel, headers: dict[str, str] | None = None) -> Response:
     return Response(reply.model_dump_json(), headers=headers, media_type="application/json")
+
+
+def _is_public(host: str) -> bool:
+    """Whether a Host header is one that the internet may have given this machine: no loopback, and no bare name."""
+    return ("." in host or ":" in host) and not is_loopback(host)
 
 
 def _is_elsewhere(host: str) -> bool:

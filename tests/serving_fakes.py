@@ -62,7 +62,7 @@ class FakePainter:
         return ((pixels + 1) * 127.5).to(torch.uint8).numpy()
 
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> torch.Tensor:
-        time.sleep(0.15 if "slow" in prompts else 0.02)
+        time.sleep(0.4 if "slow" in prompts else 0.02)
         for prompt in prompts:
             if prompt.startswith("exit ") and Path(prompt[5:]).exists():
                 Path(prompt[5:]).unlink()

@@ -22,7 +22,7 @@ from .ray_support import assignments
 
 pytestmark = pytest.mark.ray_cluster
 PATIENCE_S = 240.0
-STEP, STEPS = 32, 32
+STEP, STEPS = 32, 64
 # There is a checkpoint at every step, and to report it takes until Ray Train's controller looks: that sets the pace,
 # slow while there is something to be seen.
 PACE, SLOWLY_S, FAST_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "5", "0.1"

@@ -235,9 +235,9 @@ def test_a_full_queue_is_busy_and_says_when_to_come_back(server: ServerHandle) -
 def test_what_misses_its_deadline_is_not_drawn(server: ServerHandle) -> None:
     with ThreadPoolExecutor(100) as clients:
         body = {"prompt": "slow", "deadline_s": 1}
-        # 100 pictures in batches of 8 on two replicas take 0.15 s each: about one second.
+        # 100 pictures in batches of 8 on two replicas, 0.4 s a batch: some are drawn in a second, most are not.
         replies = list(clients.map(lambda k: send(server, {**body, "seed": k}), range(100)))
-    assert {status for status, _, _ in replies} <= {200, 429, 504}
+    assert {200, 504} <= {status for status, _, _ in replies} <= {200, 429, 504}
 
 
 @pytest.mark.ray_cluster

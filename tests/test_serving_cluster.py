@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,24 +90,25 @@ def statistics() -> dict[str, Any]:
     return found
 
 
-def pids() -> list[int]:
-    """Of all replicas, asked until no new one answers."""
-    found: set[int] = set()
-    for _ in range(40):
-        found.add(int(statistics()["pid"]))
+def pids(deployment: str = "painter") -> list[int]:
+    """The processes of a deployment's replicas, by their titles, of those that this process's Ray started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
+            if title.startswith("ray::ServeReplica:t2i:") and f":{deployment}" in title and ours(int(folder.name)):
+                found.append(int(folder.name))
     return sorted(found)
 
 
-def serve_pid(deployment: str) -> int:
-    """Of the one process of a deployment, by its title."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
-        except OSError:
-            continue
-        if title.startswith("ray::ServeReplica:t2i:") and f":{deployment}" in title and os.getsid(int(folder.name)):
-            return int(folder.name)
-    raise LookupError(deployment)
+def ours(pid: int) -> bool:
+    """Whether this process started another, or what did."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        after_its_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pid = int(after_its_name[1])
+    return False
 
 
 def models(server: ServerHandle) -> dict[str, Any]:
@@ -378,7 +380,7 @@ def test_the_client_outlives_the_ingress_and_the_directory(server: ServerHandle)
     with T2IClient(server.url, TOKEN, timeout=60) as client:
         before = client.image("a bird", seed=9)
         for name in ("directory", "ingress"):
-            pid = serve_pid(name)
+            [pid] = pids(name)
             with ThreadPoolExecutor(4) as pool:
                 drawn = pool.map(lambda seed: client.image("a bird", seed=seed), range(40))
                 os.kill(pid, signal.SIGKILL)

@@ -254,11 +254,14 @@ def interrupted(run: Callable[[], Ended], job: FakeJob) -> Ended:
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press)
+    # Who runs the tests in the background has Ctrl-C switched off.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:
         return run()
     finally:
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 # Listing, reading, stopping

@@ -211,7 +211,7 @@ class TestRun:
         assert train_worker(job, lambda figures: told.append(dict(figures)), CPU) == Outcome("finished", "", 0)
         assert read_outcome(folder) == Outcome("finished", "", 0)
         assert [line["metrics"] for line in read_metrics(folder)] == [{"validation/fid/fixed": 1.0}, {"finished": 1.0}]
-        assert told == [{"validation/fid/fixed": 1.0, "finished": 1.0, "kimg": 0.0}]
+        assert told == [{"validation/fid/fixed": 1.0, "finished": 1.0, "kimg": 0.0, "checkpoint_kimg": 0.0}]
         assert [grid.name for grid in (folder / PICTURES).iterdir()] == ["kimg-000000.000.png"]
         [checkpoint] = map(open_checkpoint, checkpoint_folders(folder / CHECKPOINTS))
         names = {file.name for file in checkpoint.folder.glob("*.safetensors")}

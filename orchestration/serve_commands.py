@@ -16,7 +16,6 @@ from orchestration.options import Option, number, repeatable
 if TYPE_CHECKING:
     from orchestration.serving.settings import ServeSettings
 
-MAKE_ONE = "train one and run t2i promote RUN, or t2i quickstart"
 FORM = "NAME, NAME@champion or NAME@VERSION"
 
 CONFIG_HEAD = """\
@@ -175,13 +174,14 @@ def chosen_models(tracker: Any, chosen: Sequence[str]) -> tuple[str, ...]:
     """What is to be served, as in ServeSettings.models. Raises RequestError for a model or version that is not
     registered, and where there is no champion."""
     from orchestration.serving.inputs import MODEL_PATTERN
+    from orchestration.serving.settings import NO_CHAMPION
 
     names = tuple(dict.fromkeys(name.removesuffix("@champion") for name in chosen))
     for name in names:
         if not re.fullmatch(MODEL_PATTERN, name):
             raise RequestError(f"--model {name!r} is none: write it as {FORM}")
     if not names and not champions_of(tracker):
-        raise RequestError(f"no model in {tracker.home} has a champion: {MAKE_ONE}")
+        raise RequestError(f"no model in {tracker.home} has a champion: {NO_CHAMPION}")
     for name in names:
         _check(tracker, *name.partition("@")[::2])
     return names
@@ -193,11 +193,13 @@ def champions_of(tracker: Any) -> list[str]:
 
 
 def _check(tracker: Any, model: str, version: str) -> None:
+    from orchestration.serving.settings import NO_CHAMPION
+
     known = tracker.models()
     if model not in known:
         near = difflib.get_close_matches(model, known, n=3, cutoff=0.5)
         there = f"write {' or '.join(near)}" if near else f"there are {', '.join(known)}"
-        raise RequestError(f"no model {model!r} is registered: {there if known else MAKE_ONE}")
+        raise RequestError(f"no model {model!r} is registered: {there if known else NO_CHAMPION}")
     listed = ", ".join(str(each.version) for each in tracker.versions(model)) or "none"
     if version and version not in listed.split(", "):
         raise RequestError(f"model {model!r} has no version {version}: there are {listed}")

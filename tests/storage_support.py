@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from .cluster_support import free_ports
 
 START_S = 60.0
 BUCKET = "t2i"
@@ -30,12 +31,6 @@ class Beside:
     optuna: str
     home: str
     environment: Mapping[str, str]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait(answers: str, seconds: float = START_S) -> None:
@@ -58,7 +53,7 @@ def postgres() -> Iterator[str]:
     if bin is None:
         pytest.skip("no PostgreSQL: install it (apt-get install postgresql) to have campaigns kept in it")
     pytest.importorskip("psycopg", reason="psycopg is absent: pip install 't2i[postgres]'")
-    folder, port = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")), free_port()
+    folder, port = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")), free_ports(1)[0]
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     if user:
         os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
@@ -102,7 +97,7 @@ def process(*words: str, environment: Mapping[str, str], answers: str) -> Iterat
 def beside() -> Iterator[Beside]:
     """PostgreSQL, S3 and MLflow on both."""
     boto3 = pytest.importorskip("boto3", reason="boto3 is absent: pip install 't2i[dev]'")
-    store, tracking = free_port(), free_port()
+    store, tracking = free_ports(2)
     access = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store}",
         "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{store}",

@@ -22,8 +22,8 @@ from orchestration.errors import RunError
 from orchestration.home import Home
 from orchestration.recipes import get_recipe
 from orchestration.registry import ModelVersion
-from orchestration.serving.lineage import IMAGE_ID, trace
-from orchestration.serving.pictures import image_id
+from orchestration.serving.lineage import trace
+from orchestration.serving.pictures import IMAGE_ID, image_id
 from orchestration.serving.replies import Lineage
 from orchestration.serving.requests import ServeError
 from orchestration.tracking import Tracker

@@ -14,11 +14,11 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from orchestration.cli import cli
 from orchestration.errors import RunError
-from orchestration.serve_commands import MAKE_ONE, parse_replicas
+from orchestration.serve_commands import parse_replicas
 from orchestration.serving import server
 from orchestration.serving.app import build_app
 from orchestration.serving.endpoint import HttpSettings, create_http_app
-from orchestration.serving.settings import ServeSettings
+from orchestration.serving.settings import NO_CHAMPION, ServeSettings
 from orchestration.tracking import Tracker
 from tests.cli_support import T2i, runner
 from tests.serving_support import FakeBackend, serve_in_thread
@@ -163,14 +163,14 @@ class TestStarting:
 class TestRefusals:
     def test_a_home_without_any_model(self, t2i: T2i, tracker: Tracker, started: Started) -> None:
         home = ["--home", str(tracker.home)]
-        t2i("serve", *home).refused(f"no model in {tracker.home} has a champion", MAKE_ONE)
-        t2i("serve", *home, "--model", "xmcgan").refused("no model 'xmcgan' is registered", MAKE_ONE)
-        assert "t2i promote RUN" in MAKE_ONE and "t2i quickstart" in MAKE_ONE and started.calls == []
+        t2i("serve", *home).refused(f"no model in {tracker.home} has a champion", NO_CHAMPION)
+        t2i("serve", *home, "--model", "xmcgan").refused("no model 'xmcgan' is registered", NO_CHAMPION)
+        assert "t2i promote RUN" in NO_CHAMPION and "t2i quickstart" in NO_CHAMPION and started.calls == []
 
     def test_a_home_without_a_champion(self, t2i: T2i, tracker: Tracker, started: Started) -> None:
         register(tracker, {"xmcgan": None, "cpgan": None})
         home = ["--home", str(tracker.home)]
-        t2i("serve", *home).refused(f"no model in {tracker.home} has a champion", MAKE_ONE)
+        t2i("serve", *home).refused(f"no model in {tracker.home} has a champion", NO_CHAMPION)
         t2i("serve", *home, "--config", "serve.yaml").refused("has a champion")
         t2i("serve", *home, "--model", "cpgan").refused(
             "model 'cpgan' has no champion", "t2i promote RUN", "cpgan@VERSION", "there are 1, 2"

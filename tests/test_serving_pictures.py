@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orchestration.errors import RequestError
-from orchestration.serving.lineage import IMAGE_ID
-from orchestration.serving.pictures import LONG, encode_png, image_id, picture_metadata, read_metadata
+from orchestration.serving.pictures import IMAGE_ID, LONG, encode_png, image_id, picture_metadata, read_metadata
 from orchestration.serving.replies import ModelIdentity
 
 MODEL = ModelIdentity(name="bird", version="3", checkpoint_digest="cd" * 32)

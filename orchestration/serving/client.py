@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import sys
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from orchestration.errors import RequestError, RunError
-from orchestration.serving.pictures import read_metadata
+from orchestration.serving.pictures import IMAGE_ID, read_metadata
 from orchestration.serving.replies import ImagesReply, Lineage, ModelsReply
 from orchestration.serving.requests import image_seed
 from orchestration.serving.settings import TOKEN_VARIABLE, is_loopback
@@ -33,8 +32,6 @@ CONNECT_S: Final = 10.0
 EVERYWHERE: Final = ("0.0.0.0", "::")
 """What a server listens on to be reached at every address; asked by its own machine, it is that machine."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-
-_ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
@@ -133,7 +130,7 @@ class T2IClient:
             if "image" not in texts:
                 raise RequestError("the PNG does not say where it is from (no text `image`): give one of an endpoint")
             picture = texts["image"]
-        if not _ID.fullmatch(picture):
+        if not IMAGE_ID.fullmatch(picture):
             raise RequestError(f"{picture[:40]!a} is no id of a picture: give two groups of 16 hex digits")
         return self._parsed(Lineage, "GET", f"/v1/lineage/{picture}")
 

@@ -15,14 +15,13 @@ from orchestration.serving.catalogue import Catalogue, Release, without_places
 from orchestration.serving.following import CHAMPION, Following, Table
 from orchestration.serving.replies import Abilities, Lineage, ModelsReply
 from orchestration.serving.requests import ServeError
-from orchestration.serving.settings import ServeSettings
+from orchestration.serving.settings import NO_CHAMPION, ServeSettings
 
 SYNC_S = 0.5
 """Replicas and the ingress ask for the table so often."""
 ALIVE_S = 10.0
 TRY_AGAIN_S = 60.0
 """What was refused is looked at again so often: its files may have been restored."""
-NO_CHAMPION = "train one and run t2i promote RUN, or t2i quickstart"
 
 logger = logging.getLogger(__name__)
 

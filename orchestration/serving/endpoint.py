@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hmac
-import re
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -22,10 +21,11 @@ from orchestration.serving.envelope import IMAGES, REQUEST_ID, RequestEnvelope, 
 from orchestration.serving.inputs import PROMPT_LIMIT
 from orchestration.serving.metrics import CONTENT_TYPE, Metrics
 from orchestration.serving.page_files import INDEX, PageFiles
+from orchestration.serving.pictures import IMAGE_ID
 from orchestration.serving.replies import HealthReply, ImageReply, ImagesReply, Kind, Lineage, ModelsReply
 from orchestration.serving.request_log import RequestRecord, log_failure
 from orchestration.serving.requests import BODY_LIMIT, STATUS, ImageRequest, ServeError, parse_image_request
-from orchestration.serving.schema import IMAGE_ID_PATTERN, IMAGES_CONTENT, METRICS_CONTENT, PublishedApi, refusals
+from orchestration.serving.schema import IMAGES_CONTENT, METRICS_CONTENT, PublishedApi, refusals
 from orchestration.serving.settings import is_loopback
 
 __all__ = ["REQUEST_ID", "HttpSettings", "create_http_app", "error_response", "internal_error", "log_failure"]
@@ -39,9 +39,8 @@ DISCARD_S: Final = 5.0
 """A body that is too large is read so far: one who is still sending does not hear a refusal."""
 
 ReplyT = TypeVar("ReplyT")
-ImageId = Annotated[str, WithJsonSchema({"type": "string", "pattern": IMAGE_ID_PATTERN})]
+ImageId = Annotated[str, WithJsonSchema({"type": "string", "pattern": IMAGE_ID.pattern})]
 
-_IMAGE_ID = re.compile(IMAGE_ID_PATTERN)
 _COMMON = ("unauthorized", "busy", "internal", "not_ready", "draining", "timed_out")
 
 
@@ -104,7 +103,7 @@ def create_http_app(backend: Backend, settings: HttpSettings | None = None) -> P
     )
     async def tell_lineage(image: ImageId) -> Response:
         """Where a picture comes from, by its id."""
-        if not _IMAGE_ID.fullmatch(image):
+        if not IMAGE_ID.fullmatch(image):
             message = "this is no id of a picture: copy it from X-Image-Id, the reply or the PNG's own text"
             raise ServeError("unknown_image", message)
         return _json(await _before(settings.timeout_s, backend.lineage(image)))

@@ -5,21 +5,19 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from orchestration.champion_history import read_history
 from orchestration.champions import CHECKPOINT_TAG
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.registry import CHAMPION, ModelVersion
+from orchestration.serving.pictures import IMAGE_ID
 from orchestration.serving.replies import DataLineage, Lineage
 from orchestration.serving.requests import ServeError
 from orchestration.stages import file_sha256
 from orchestration.tracking import RunSummary, Tracker
 from orchestration.training.state import MANIFEST
-
-IMAGE_ID: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
-"""The start of the checkpoint's digest, and of the request's."""
 
 FIGURE_TAG = "t2i.figure."
 UNKNOWN = "unknown"

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from orchestration.errors import RequestError
 from orchestration.serving.replies import ModelIdentity
 
+IMAGE_ID: Final = re.compile("^[0-9a-f]{16}-[0-9a-f]{16}$")
+"""What `image_id` makes."""
 LONG = 2_000
 """Characters of a text that is not compressed."""
 

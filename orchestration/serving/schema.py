@@ -1,6 +1,6 @@
 """The OpenAPI document: the bodies, the errors of each operation, and the headers of pictures."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from pydantic import Field, TypeAdapter
@@ -9,8 +9,6 @@ from orchestration.serving.envelope import IMAGES
 from orchestration.serving.inputs import EXAMPLES, Body
 from orchestration.serving.replies import ImagesReply
 from orchestration.serving.requests import STATUS, ErrorReply
-
-IMAGE_ID_PATTERN: Final = "^[0-9a-f]{16}-[0-9a-f]{16}$"
 
 _JSON = "application/json"
 

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from orchestration.serving.inputs import MODEL_PATTERN
 
 TOKEN_VARIABLE = "T2I_SERVE_TOKEN"
+NO_CHAMPION = "train one and run t2i promote RUN, or t2i quickstart"
+"""What mends it, where there is nothing to serve."""
 
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
 """NAME or NAME@champion, the champion wherever it moves; NAME@VERSION, one version for good."""

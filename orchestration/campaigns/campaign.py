@@ -51,8 +51,8 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of its folder: the same request finds, and resumes, the same campaign."""
-        told = [self.base.identity, self.base.resources.workers, self.space.model_dump(mode="json")]
+        """Of its folder: the same request finds, and resumes, the same campaign, on whatever resources."""
+        told = [self.base.identity, self.space.model_dump(mode="json")]
         return (
             self.given_name or f"{self.base.recipe}-{short_hash([*told, self.settings.model_dump(mode='json')])[:12]}"
         )

@@ -29,6 +29,8 @@ from orchestration.training.state import Checkpoint, open_checkpoint
 PROMOTIONS = "promotions"
 CHECKPOINT_TAG = "t2i.checkpoint_digest"
 """Of a version: the digest of its checkpoint's manifest."""
+FIGURE_TAG = "t2i.figure."
+"""Begins the name of a tag of a version that holds one of its figures."""
 HOW_ON = "train further, compare by more --samples, or promote it with --force"
 MEND = "mend that, or promote it unjudged with --force"
 
@@ -176,7 +178,7 @@ def _registered(tracker: Tracker, checkpoint: Checkpoint, run_id: str, figures: 
         "t2i.data_digest": checkpoint.provenance.data_digest,
         "t2i.text_digest": checkpoint.provenance.text_digest,
         "t2i.images_seen": str(checkpoint.images_seen),
-        **{f"t2i.figure.{name}": f"{value:.6g}" for name, value in figures.items()},
+        **{f"{FIGURE_TAG}{name}": f"{value:.6g}" for name, value in figures.items()},
     }
     number = tracker.register(experiment.system, run_id, checkpoint.folder, tags)
     return _version(tracker, experiment.system, number)

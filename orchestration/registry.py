@@ -250,6 +250,16 @@ class Registry(Connection):
             number = _champion_number(client, model)
             return None if number is None else _version(client.get_model_version(model, str(number)))
 
+    def champions(self) -> dict[str, ModelVersion]:
+        """The champion of every model that has one, by the model's name."""
+        with self._talk("listing the champions") as client:
+            aliases = {found.name: found.aliases.get(CHAMPION) for found in every(client.search_registered_models)}
+            return {
+                model: _version(client.get_model_version(model, str(number)))
+                for model, number in sorted(aliases.items())
+                if number is not None
+            }
+
     def fetch(self, version: ModelVersion, destination: Path) -> Path:
         """The version's checkpoint folder on this machine.
 

@@ -188,8 +188,10 @@ def chosen_models(tracker: Any, chosen: Sequence[str]) -> tuple[str, ...]:
 
 
 def champions_of(tracker: Any) -> list[str]:
-    """The names of all models that have a champion."""
-    return [name for name in tracker.models() if tracker.champion(name) is not None]
+    """The names of all models that are served where none is chosen."""
+    from orchestration.serving.inputs import can_be_asked_for
+
+    return [name for name in tracker.champions() if can_be_asked_for(name)]
 
 
 def _check(tracker: Any, model: str, version: str) -> None:

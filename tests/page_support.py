@@ -144,7 +144,7 @@ class Site:
 
 @contextmanager
 def served_site() -> Iterator[Site]:
-    """For all tests of a module: neither browser nor server is started twice."""
+    """For all tests of the page: neither browser nor server is started twice."""
     backend = FakeBackend()
     with chromium("the page") as browser, serve_in_thread(create_http_app(backend)) as url:
         yield Site(browser, url, backend)

@@ -65,10 +65,11 @@ def test_the_champion_moves_and_remembers_who_it_was(tracker: Tracker, checkpoin
     assert tracker.champion("m") is None
     for digest in ("1", "2"):
         tracker.register("m", run_id, checkpoint, {"checkpoint_digest": digest})
-    assert tracker.champion("m") is None
+    assert tracker.champion("m") is None and tracker.champions() == {}
+    tracker.register("without one", run_id, checkpoint, {})
     tracker.set_champion("m", 1)
     champion = tracker.champion("m")
-    assert champion is not None and champion.version == 1
+    assert champion is not None and champion.version == 1 and tracker.champions() == {"m": champion}
     assert "t2i.previous_champion" not in champion.tags
     tracker.set_champion("m", 2)
     tracker.set_champion("m", 2)
@@ -164,6 +165,7 @@ def test_an_unreachable_server_fails_fast_with_a_sentence(tmp_path: Path, closed
         lambda: tracker.register("m", "0" * 32, tmp_path, {}),
         lambda: tracker.set_champion("m", 1),
         lambda: tracker.champion("m"),
+        lambda: tracker.champions(),
         lambda: tracker.fetch(version, tmp_path / "cache"),
     ]
     begun = time.monotonic()

@@ -168,7 +168,8 @@ class TestRefusals:
         assert "t2i promote RUN" in NO_CHAMPION and "t2i quickstart" in NO_CHAMPION and started.calls == []
 
     def test_a_home_without_a_champion(self, t2i: T2i, tracker: Tracker, started: Started) -> None:
-        register(tracker, {"xmcgan": None, "cpgan": None})
+        # The last is of others who share the registry: no request could name it.
+        register(tracker, {"xmcgan": None, "cpgan": None, "a@b": 1})
         home = ["--home", str(tracker.home)]
         t2i("serve", *home).refused(f"no model in {tracker.home} has a champion", NO_CHAMPION)
         t2i("serve", *home, "--config", "serve.yaml").refused("has a champion")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from orchestration.errors import RequestError, RunError
 from orchestration.serving import T2IClient
 from orchestration.serving import client as module
-from orchestration.serving.client import _backoff, _retry_after, fetch, request_image
+from orchestration.serving.client import _backoff, _retry_after, request_image
 from orchestration.serving.pictures import encode_png, image_id, picture_metadata
 from orchestration.serving.replies import DataLineage, ImageReply, ImagesReply, Lineage, ModelIdentity, ModelsReply
 from orchestration.serving.requests import image_seed
@@ -473,14 +473,6 @@ class TestTheRest:
         assert client.healthy() and not client.healthy()
         assert len(server.asked) == 2 and server.asked[0].path == "/readyz"
         assert not T2IClient(closed_uri).healthy()
-
-    def test_fetch(self, server: Scripted) -> None:
-        server.answers = [(200, b"body", {}), refused(503)]
-        assert fetch(f"{server.url}/healthz", 5) == b"body" and server.asked[0].path == "/healthz"
-        with pytest.raises(RunError, match="503"):
-            fetch(f"{server.url}/healthz", 5)
-        with pytest.raises(RequestError, match="no address"):
-            fetch("healthz", 5)
 
     def test_a_picture_can_be_shown_without_its_bytes(self, client: T2IClient) -> None:
         assert "png" not in repr(client.image("a")) and "bird@3" in repr(client.image("a"))

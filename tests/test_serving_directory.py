@@ -12,7 +12,7 @@ from orchestration.errors import RequestError, RunError
 from orchestration.serving import directory as module
 from orchestration.serving.catalogue import Release
 from orchestration.serving.directory import Directory
-from orchestration.serving.replies import Abilities, Lineage
+from orchestration.serving.replies import Abilities, Lineage, ModelsReply
 from orchestration.serving.requests import ServeError
 from orchestration.serving.settings import ServeSettings
 
@@ -83,6 +83,10 @@ async def replica(
     return dict(table.ids)
 
 
+async def models(there: Directory) -> ModelsReply:
+    return (await there.served({}))[1]
+
+
 async def until(there: Directory, expected: dict[str, str], failed: Mapping[str, str] | None = None) -> None:
     async with asyncio.timeout(5):
         while await replica(there, failed) != expected:
@@ -96,7 +100,7 @@ def test_the_alias_is_followed_back_and_forth(registry: type[FakeCatalogue]) -> 
         for version in (2, 1, 3):
             registry.alias["bird"] = version
             await until(there, {"bird": f"bird@{version}"})
-        [model] = (await there.models()).models
+        [model] = (await models(there)).models
         assert (model.name, model.version, sorted(model.warm)) == ("bird", "3", ["1", "2"])
 
     asyncio.run(run())
@@ -111,7 +115,7 @@ def test_a_champion_with_an_altered_file_is_refused_and_may_be_mended(
         registry.gone["bird@2"] = "generator.safetensors was altered"
         registry.alias["bird"] = 2
         async with asyncio.timeout(5):
-            while (note := (await there.models()).models[0].note) is None:
+            while (note := (await models(there)).models[0].note) is None:
                 await replica(there)
                 await asyncio.sleep(0.02)
         assert "generator.safetensors was altered" in note and "version 1 goes on answering" in note
@@ -119,7 +123,7 @@ def test_a_champion_with_an_altered_file_is_refused_and_may_be_mended(
         monkeypatch.setattr(module, "TRY_AGAIN_S", 0.0)
         registry.gone.clear()
         await until(there, {"bird": "bird@2"})
-        assert (await there.models()).models[0].note is None
+        assert (await models(there)).models[0].note is None
 
     asyncio.run(run())
 
@@ -131,7 +135,7 @@ def test_what_no_replica_can_load_is_replaced_by_the_champion_before(registry: t
     async def run() -> None:
         there = directory()
         assert await replica(there, {"bird@3": "no memory"}) == {"bird": "bird@1"}
-        [model] = (await there.models()).models
+        [model] = (await models(there)).models
         assert model.version == "1" and "version 3" in (model.note or "") and "no memory" in (model.note or "")
 
     asyncio.run(run())
@@ -144,7 +148,7 @@ def test_at_the_start_a_damaged_champion_gives_way_to_the_one_before(registry: t
     async def run() -> None:
         there = directory()
         assert await replica(there) == {"bird": "bird@1"}
-        assert "manifest.json is missing" in ((await there.models()).models[0].note or "")
+        assert "manifest.json is missing" in ((await models(there)).models[0].note or "")
 
     asyncio.run(run())
 
@@ -185,11 +189,11 @@ def test_one_broken_model_does_not_stop_the_others(
     async def run() -> None:
         there = directory()
         assert await replica(there) == {"bird": "bird@1"}
-        assert "it is gone" in (await there.models()).refused["fish"]
+        assert "it is gone" in (await models(there)).refused["fish"]
         monkeypatch.setattr(module, "TRY_AGAIN_S", 0.0)
         registry.gone.clear()
         await until(there, {"bird": "bird@1", "fish": "fish@1"})
-        assert not (await there.models()).refused
+        assert not (await models(there)).refused
 
     asyncio.run(run())
 
@@ -270,7 +274,7 @@ def test_the_note_of_a_refused_champion_names_no_folder(registry: type[FakeCatal
     async def run() -> None:
         there = directory()
         await replica(there)
-        note = (await there.models()).models[0].note or ""
+        note = (await models(there)).models[0].note or ""
         assert "checkpoint …/bird-2 lacks generator.safetensors" in note and "/srv" not in note
 
     asyncio.run(run())
@@ -298,16 +302,16 @@ def test_a_champion_that_is_taken_away_is_told_of_and_not_waited_for(registry: t
     async def run() -> None:
         there = directory()
         await replica(there)
-        assert "fish" in (await there.models()).refused
+        assert "fish" in (await models(there)).refused
         registry.alias["bird"] = 2
         async with asyncio.timeout(5):
-            while "bird@2" not in (await there.table({})).wanted:
+            while "bird@2" not in (await there.served({}))[0].wanted:
                 await asyncio.sleep(0.02)
             registry.alias.clear()
-            while (await there.models()).refused:
+            while (await models(there)).refused:
                 await asyncio.sleep(0.02)
         assert await replica(there) == {"bird": "bird@1"}
-        assert (await there.models()).models[0].note == ("it has no champion any more: version 1 goes on answering")
+        assert (await models(there)).models[0].note == ("it has no champion any more: version 1 goes on answering")
 
     asyncio.run(run())
 

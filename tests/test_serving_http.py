@@ -184,7 +184,7 @@ def test_a_server_whose_backend_is_silent_is_alive_but_not_ready() -> None:
 
         async def models(self) -> ModelsReply:
             if self.silent:
-                raise ServeError("draining", "the server is being stopped: ask another", {"Retry-After": "5"})
+                raise ServeError("not_ready", "the models cannot be listed: ask another", {"Retry-After": "5"})
             return await super().models()
 
     backend = Silent()
@@ -192,8 +192,8 @@ def test_a_server_whose_backend_is_silent_is_alive_but_not_ready() -> None:
     client.get("/healthz")
     backend.silent = True
     assert client.get("/healthz").json() == {"status": "ok", "models": NAMES}
-    assert refusal(client.get("/readyz"))[:2] == (503, "draining")
-    assert refusal(client.get("/v1/models"))[:2] == (503, "draining")
+    for path in ("/readyz", "/v1/models"):
+        assert refusal(client.get(path)) == (503, "not_ready", "the models cannot be listed: ask another")
 
 
 # Routes

@@ -54,13 +54,10 @@ class Remote:
 class FakeDirectory:
     def __init__(self) -> None:
         self.told, self.found = READY, replace(BIRD, version=2)
-        self.table, self.models, self.release = Remote(self._table), Remote(self._models), Remote(self._release)
+        self.served, self.release = Remote(self._served), Remote(self._release)
 
-    async def _table(self, answering: Any) -> Table:
-        return Table({"bird": BIRD}, {BIRD.id: BIRD})
-
-    async def _models(self) -> ModelsReply:
-        return self.told
+    async def _served(self, answering: Any) -> tuple[Table, ModelsReply]:
+        return Table({"bird": BIRD}, {BIRD.id: BIRD}), self.told
 
     async def _release(self, model: str, version: int, answering: Any) -> Any:
         assert answering == {"bird": "bird@1"}
@@ -110,9 +107,9 @@ async def refusal(ingress: Ingress, job: Job) -> tuple[str, str]:
 def test_many_first_requests_begin_one_poll(ingress: Ingress, directory: FakeDirectory) -> None:
     async def run() -> None:
         await asyncio.gather(*(ingress.paint(job()) for _ in range(20)))
-        asked = directory.table.calls
+        asked = directory.served.calls
         await asyncio.sleep(0.2)
-        assert directory.table.calls - asked <= 10, "one table for each 0.02 s"
+        assert directory.served.calls - asked <= 10, "one question for each 0.02 s"
 
     asyncio.run(run())
 

@@ -32,6 +32,7 @@ from orchestration.serving.settings import TOKEN_VARIABLE, ServeSettings
 ATTEMPTS = 3
 # Batches that may wait at a replica while one is drawn.
 GATHERING = 8
+NO_MODELS = ModelsReply(models=[], default={})
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Ingress:
         log_with_serve()
         self._settings, self._painter, self._directory, self._token = settings, painter, directory, token
         self._table: Table = NO_TABLE
-        self._models: ModelsReply | None = None
+        self._models = NO_MODELS
         self._releases: dict[str, Release] = {}
         self._following: asyncio.Task[None] | None = None
 
@@ -85,7 +86,7 @@ class Ingress:
     async def models(self) -> ModelsReply:
         """See `endpoint.Backend`; what was last heard while the directory is being restarted."""
         await self._follow()
-        return self._models or await self._heard_models()
+        return self._models
 
     async def lineage(self, image: str) -> Lineage:
         """See `endpoint.Backend`."""
@@ -149,15 +150,11 @@ class Ingress:
                 logger.warning("the directory does not answer (%s)", type(error).__name__)
 
     async def _ask(self) -> None:
-        self._table = await self._call(self._directory.table, "table", self._table.ids)
-        models = await self._heard_models()
+        models: ModelsReply
+        self._table, models = await self._call(self._directory.served, "table", self._table.ids)
         # A directory that was restarted knows of no model until replicas report what they have.
-        if models.models or self._models is None:
+        if models.models or not self._models.models:
             self._models = models
-
-    async def _heard_models(self) -> ModelsReply:
-        reply: ModelsReply = await self._call(self._directory.models, "models")
-        return reply
 
     async def _call(self, method: Any, request_id: str, *arguments: Any) -> Any:
         for _ in range(ATTEMPTS):

@@ -12,7 +12,7 @@ from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.painter import require_words
 from orchestration.registry import ModelVersion
-from orchestration.serving.inputs import MODEL_PATTERN
+from orchestration.serving.inputs import can_be_asked_for
 from orchestration.serving.lineage import trace
 from orchestration.serving.replies import Lineage
 from orchestration.tracking import Tracker
@@ -68,10 +68,9 @@ class RegistryCatalogue:
         self._tracker = Tracker(self._home.root, uri)
 
     def champions(self) -> Mapping[str, Release]:
-        # MLflow takes any name, also from others who share it.
-        names = [name for name in self._tracker.models() if "@" not in name and re.fullmatch(MODEL_PATTERN, name)]
-        found = {name: self._tracker.champion(name) for name in names}
-        return {name: _release(version) for name, version in found.items() if version is not None}
+        return {
+            name: _release(version) for name, version in self._tracker.champions().items() if can_be_asked_for(name)
+        }
 
     def version(self, model: str, number: int) -> Release:
         return _release(self._version(model, number))

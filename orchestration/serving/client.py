@@ -255,13 +255,6 @@ def request_image(url: str, prompt: str, seed: int = 0, timeout: float = 60.0, t
         return client.image(prompt, seed=seed).png
 
 
-def fetch(url: str, timeout: float) -> bytes:
-    """The body of the reply to one GET, not repeated; errors as in `T2IClient`."""
-    parts = urlsplit(url)
-    with T2IClient(f"{parts.scheme}://{parts.netloc}", timeout=timeout, retries=0) as client:
-        return client._send("GET", parts.path)
-
-
 def _host(url: str) -> str:
     try:
         parts, _ = urlsplit(url), httpx2.URL(url)

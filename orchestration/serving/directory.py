@@ -51,15 +51,11 @@ class Directory:
             await self._fall_back(release)
         return self._following.table(time.monotonic())
 
-    async def table(self, answering: Mapping[str, str]) -> Table:
-        """What answers, for those who route. Raises as `report`."""
+    async def served(self, answering: Mapping[str, str]) -> tuple[Table, ModelsReply]:
+        """What answers, for those who route, and what can be asked of each model. Raises as `report`."""
         await self._begin(answering)
-        return self._following.table(time.monotonic())
-
-    async def models(self) -> ModelsReply:
-        """What can be asked of each model. Raises as `report`."""
-        await self._begin({})
-        return self._following.models(time.monotonic())
+        now = time.monotonic()
+        return self._following.table(now), self._following.models(now)
 
     async def release(self, model: str, version: int, answering: Mapping[str, str]) -> Release | tuple[str, str]:
         """A version of a served model that is asked for by its number; code and sentence of the refusal where it cannot

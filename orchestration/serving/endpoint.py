@@ -41,7 +41,7 @@ DISCARD_S: Final = 5.0
 ReplyT = TypeVar("ReplyT")
 ImageId = Annotated[str, WithJsonSchema({"type": "string", "pattern": IMAGE_ID.pattern})]
 
-_COMMON = ("unauthorized", "busy", "internal", "not_ready", "draining", "timed_out")
+_COMMON = ("unauthorized", "busy", "internal", "not_ready", "timed_out")
 
 
 @dataclass(frozen=True, slots=True)

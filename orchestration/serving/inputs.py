@@ -1,5 +1,6 @@
 """The body of POST /v1/images, for each kind of request: what these classes say is the published schema."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +25,11 @@ DEADLINE_LIMIT: Final = 3_600.0
 
 MODEL_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(@(champion|[1-9][0-9]{0,8}))?$"
 """NAME, NAME@champion or NAME@VERSION."""
+
+
+def can_be_asked_for(name: str) -> bool:
+    """Whether a request could name a model that is called so: a registry takes any name, also from others."""
+    return "@" not in name and re.fullmatch(MODEL_PATTERN, name) is not None
 
 
 @dataclass(frozen=True, slots=True)

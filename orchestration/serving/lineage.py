@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.champion_history import read_history
-from orchestration.champions import CHECKPOINT_TAG
+from orchestration.champions import CHECKPOINT_TAG, FIGURE_TAG
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home
 from orchestration.registry import CHAMPION, ModelVersion
@@ -19,7 +19,6 @@ from orchestration.stages import file_sha256
 from orchestration.tracking import RunSummary, Tracker
 from orchestration.training.state import MANIFEST
 
-FIGURE_TAG = "t2i.figure."
 UNKNOWN = "unknown"
 # A trial's run has the key CAMPAIGN-trial-0003, whoever began it; that of any other run ends in a hash.
 _TRIAL_KEY = re.compile(r"(.+)-(trial-\d+)")

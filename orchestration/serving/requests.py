@@ -59,7 +59,6 @@ STATUS: Final[Mapping[str, int]] = {
     "busy": 429,
     "internal": 500,
     "not_ready": 503,
-    "draining": 503,
     "timed_out": 504,
 }
 """Every error code and its HTTP status."""

@@ -97,7 +97,7 @@ export async function draw(request, signal, onWait) {
     try {
       return await call("v1/images", { method: "POST", body, signal });
     } catch (error) {
-      const busy = error instanceof Refusal && ["busy", "draining", "not_ready"].includes(error.code);
+      const busy = error instanceof Refusal && ["busy", "not_ready"].includes(error.code);
       if (!busy || error.retryAfter === undefined || attempt > ATTEMPTS) throw error;
       onWait(error.retryAfter, attempt, ATTEMPTS);
       await waited(error.retryAfter, signal);

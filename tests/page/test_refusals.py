@@ -1,31 +1,9 @@
 """What the page says of wrong input, of a server that refuses, and of hostile text."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from orchestration.serving.endpoint import HttpSettings, create_http_app
 from orchestration.serving.requests import ServeError
-from tests.page_support import MARKUP, Open, Site, build_graph, fragment_of, opened_page, served_site
+from tests.page_support import MARKUP, Open, Site, build_graph, fragment_of, opened_page
 from tests.serving_support import FakeBackend, serve_in_thread
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with served_site() as running:
-        yield running
-
-
-@pytest.fixture
-def opened(site: Site) -> Iterator[Open]:
-    yield site.open
-    site.heal()
-
-
-@pytest.fixture
-def backend(site: Site) -> FakeBackend:
-    return site.backend
-
 
 WRONG = [
     ("prompt", "", "prompt"),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -16,20 +16,7 @@ from tests.page_support import (
     fragment_of,
     make_narrative,
     make_prompt,
-    served_site,
 )
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with served_site() as running:
-        yield running
-
-
-@pytest.fixture
-def opened(site: Site) -> Iterator[Open]:
-    yield site.open
-    site.heal()
 
 
 @pytest.mark.parametrize("make", [make_prompt, make_narrative, build_graph])

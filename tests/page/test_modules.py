@@ -2,25 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from orchestration.narratives.narrative_text import read_narrative
-from tests.page_support import BIGGEST, Open, Site, served_site
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with served_site() as running:
-        yield running
-
-
-@pytest.fixture
-def opened(site: Site) -> Iterator[Open]:
-    yield site.open
-    site.heal()
+from tests.page_support import BIGGEST, Open
 
 
 def ask(page: Any, module: str, call: str, given: Any = None) -> Any:

@@ -2,32 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from orchestration.narratives.narrative_text import read_narrative
 from orchestration.serving.pictures import read_metadata
 from tests.browser_support import PHONE
-from tests.page_support import BIGGEST, GRAPH, NARRATIVE, Open, Site, build_graph, served_site
+from tests.page_support import BIGGEST, GRAPH, NARRATIVE, Open, build_graph
 from tests.serving_support import FakeBackend
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with served_site() as running:
-        yield running
-
-
-@pytest.fixture
-def opened(site: Site) -> Iterator[Open]:
-    yield site.open
-    site.heal()
-
-
-@pytest.fixture
-def backend(site: Site) -> FakeBackend:
-    return site.backend
 
 
 def test_a_sentence_is_drawn(opened: Open, backend: FakeBackend) -> None:

@@ -1,26 +1,12 @@
 """The page: read aloud, in the dark, and on a phone."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tests.browser_support import PHONE
-from tests.page_support import BIGGEST, NARRATIVE, Open, Site, build_graph, make_narrative, make_prompt, served_site
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with served_site() as running:
-        yield running
-
-
-@pytest.fixture
-def opened(site: Site) -> Iterator[Open]:
-    yield site.open
-    site.heal()
-
+from tests.page_support import BIGGEST, NARRATIVE, Open, build_graph, make_narrative, make_prompt
 
 AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 

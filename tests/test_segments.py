@@ -118,16 +118,6 @@ def test_a_stretch_that_is_run_again_adds_nothing(tmp_path: Path) -> None:
     assert (read_metrics(folder), hashes(folder / CHECKPOINTS)) == before
 
 
-def test_two_processes_never_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "PATIENCE_S", 0.05)
-    job = tiny_job(tmp_path, short_run())
-    with (
-        worker._only_writer(Path(job.folder)),
-        pytest.raises(RunError, match=r"another process still trains in .*: end it"),
-    ):
-        train_worker(job, lambda _: None, CPU)
-
-
 def test_the_papers_point_and_points_that_make_no_experiment() -> None:
     base = short_run(training__seed=4)
     assert paper_point(SPACE, base) == {"tau": 0.1, "side": 4}

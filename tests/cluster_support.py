@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,8 @@ PORTS = (
 class Node:
     """One `ray start --block`: it and all that it started can be ended and started again.
 
-    words: of `ray start`. mark: in the environment of every process of this node, by which they are found.
+    words: of `ray start`. mark: in the environment of every process of this node, by which they are found. within:
+    the words of a command that runs another one elsewhere, such as in a network of its own.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Node:
     log: Path
     mark: str = field(default_factory=lambda: f"node-{secrets.token_hex(8)}")
     process: subprocess.Popen[bytes] | None = None
+    within: Sequence[str] = ()
 
     @property
     def pid(self) -> int:
@@ -73,7 +75,7 @@ class Node:
         assert not self.pids, f"{self.name} runs already"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *self.words],
+                [*self.within, sys.executable, "-m", "ray.scripts.scripts", "start", *self.words],
                 env={**self.environment, MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -170,11 +172,14 @@ def two_nodes(
     slots: int = 1,
     environment: Mapping[str, str] | None = None,
     worker_environment: Mapping[str, str] | None = None,
+    addresses: tuple[str, str] = (LOOPBACK, WORKER),
+    worker_within: Sequence[str] = (),
 ) -> Iterator[Cluster]:
     """A head and a worker with `cpus` and `slots` each; slots are the resource that campaigns need.
 
     folder: for the token's file and the nodes' output. environment: of all nodes; worker_environment: of the worker
-    on top. At the end no process and no folder of Ray is left: that is asserted.
+    on top. addresses: of head and worker; worker_within: see `Node`. At the end no process and no folder of Ray is
+    left: that is asserted.
     """
     # Ray's sockets lie in its temporary folder, and a socket's path is at most 107 characters.
     temporary = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))
@@ -202,18 +207,20 @@ def two_nodes(
         own = [f"--node-ip-address={ip}", f"--temp-dir={temporary / name}"]
         return [*shared, *own, *(f"--{port}={number}" for port, number in zip(PORTS, ports, strict=True))]
 
-    of_head = [*words("h", LOOPBACK, rest[: len(PORTS)]), "--head", f"--port={gcs_port}"]
+    of_head = [*words("h", addresses[0], rest[: len(PORTS)]), "--head", f"--port={gcs_port}"]
     of_head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     of_head += [f"--ray-client-server-port={client_port}"]
-    of_worker = [*words("w", WORKER, rest[len(PORTS) :]), f"--address={LOOPBACK}:{gcs_port}"]
+    gcs = f"{addresses[0]}:{gcs_port}"
+    of_worker = [*words("w", addresses[1], rest[len(PORTS) :]), f"--address={gcs}"]
     theirs = {**base, **(environment or {})}
     head = Node("head", of_head, theirs, folder / "head.log")
     worker = Node("worker", of_worker, {**theirs, **(worker_environment or {})}, folder / "worker.log")
+    worker.within = worker_within
     cluster = Cluster(
         head,
         worker,
         f"http://{LOOPBACK}:{dashboard_port}",
-        f"{LOOPBACK}:{gcs_port}",
+        gcs,
         base,
         secret,
         token_file,

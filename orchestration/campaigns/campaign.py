@@ -218,8 +218,8 @@ def _run(ledger: Ledger, plan: Plan, folder: Path, home: Home, tracker: Tracker,
         conductor = Conductor(ledger, settings, plan.space, proposer, mutable, book.seen)
         given = Given(plan.base, plan.space, prepared, folder, parent, tracker.home, tracker.uri, plan.name)
         try:
-            with LiveTable(folder, settings, progress):
-                execute(conductor, given, settings)
+            with LiveTable(folder, settings, progress) as shown:
+                execute(conductor, given, settings, say=shown.say)
         except BaseException as error:
             with suppress(RunError):
                 tracker.finish(parent, "FAILED", str(error) or type(error).__name__)

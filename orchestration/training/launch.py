@@ -24,6 +24,7 @@ from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.tracking import Mirror, Tracker
 from orchestration.training.recorder import last_metrics, read_metrics
 from orchestration.training.state import Checkpoint, newest_checkpoint
+from orchestration.training.turn import next_turn
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores
 
 EXPERIMENT_FILE = "experiment.json"
@@ -137,7 +138,7 @@ def _train(
         (folder / OUTCOME).unlink(missing_ok=True)
         with Mirror(tracker, run_id, folder), Watcher(folder, experiment.training.kimg, progress):
             try:
-                carry_out(Job(experiment, prepared, str(folder), 1))
+                carry_out(Job(experiment, prepared, str(folder), 1, turn=next_turn(folder)))
             except BaseException as error:
                 with suppress(RunError):
                     tracker.finish(run_id, "FAILED", str(error) or type(error).__name__)

@@ -65,12 +65,12 @@ class Driver:
 
     def end(self) -> None:
         """As by Ctrl-C, and by force where that takes long."""
-        if self.running:
-            self._signal(signal.SIGINT)
+        self._signal(signal.SIGINT)
         self.kill()
 
     def _signal(self, which: signal.Signals) -> None:
-        if self._process is None:
+        # Once it has ended, its number may be another's.
+        if self._process is None or not self.running:
             return
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, which)
@@ -111,7 +111,13 @@ class Folder:
 
     def ended(self, trial: int) -> bool:
         """Whether the ledger says that the trial has come to an end."""
-        return any(one["number"] == trial and one["ended"] for one in self._trials())
+        if not self.begun:
+            return False
+        ledger = Ledger.open(self.path)
+        try:
+            return any(one.number == trial and one.state.ended for one in ledger.trials())
+        finally:
+            ledger.close()
 
     @property
     def standing(self) -> object:
@@ -131,15 +137,6 @@ class Folder:
     def jobs(self) -> set[str]:
         """Ray's jobs of the drivers whose bookkeeping is in the folder now."""
         return {found.name.split("-")[1] for found in self.path.glob(f"{STORAGE}*")}
-
-    def _trials(self) -> list[dict[str, Any]]:
-        if not self.begun:
-            return []
-        ledger = Ledger.open(self.path)
-        try:
-            return [{"number": trial.number, "ended": trial.state.ended} for trial in ledger.trials()]
-        finally:
-            ledger.close()
 
 
 def read_json(path: Path) -> Any:

@@ -116,7 +116,7 @@ class Field:
     def wait(self, what: Callable[[], bool]) -> None:
         """Until it is true, however often the campaign's command must be given again. Raises RunError when it does not
         come true, as where the campaign is refused or ends otherwise."""
-        until, before = time.monotonic() + PATIENCE_S, self._standing()
+        until, before = time.monotonic() + PATIENCE_S, self.folder.standing
         while not what():
             self.jobs |= self.folder.jobs
             if not self.driver.running:
@@ -126,7 +126,7 @@ class Field:
                     raise self.driver.failure()
                 self.repeated += 1
                 self.driver.start()
-            if (standing := self._standing()) != before:
+            if (standing := self.folder.standing) != before:
                 until, before = time.monotonic() + PATIENCE_S, standing
             if time.monotonic() > until:
                 raise RunError(
@@ -139,9 +139,6 @@ class Field:
     def finish(self) -> None:
         """Wait for the campaign's end. Raises RunError when it does not end well."""
         self.wait(lambda: self.driver.code == 0)
-
-    def _standing(self) -> object:
-        return self.folder.standing
 
     def _moment(self, trial: int) -> Moment:
         saved, folder = self.folder.saved(trial), self.folder

@@ -65,7 +65,7 @@ class TrackingServer:
 
     def kill(self) -> None:
         """SIGKILL of it and of all in its group."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             return
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive, pull
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
-from orchestration.progress import Watcher, person_watching
+from orchestration.progress import Watcher, default_progress
 from orchestration.remote import places
 from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, write_atomically
@@ -188,7 +188,7 @@ def fit(job: Job, at_once: int = 1) -> None:
         threads = resources.threads or share_of_cores(resources.workers * at_once)
         limit = f"within {resources.wait_minutes:g} minutes" if elastic else "(there is no limit)"
         try:
-            with _missing_named(ray, kind, sizes[0], limit):
+            with _missing_named(ray, kind, sizes, limit):
                 _trainer(job, sizes, use_gpu, threads, storage).fit()
             pull(Path(job.folder), writing=True)
         except Exception as error:
@@ -209,13 +209,13 @@ def _sizes(experiment: Experiment) -> tuple[int, ...]:
     )
 
 
-def _missing_named(ray: Any, kind: str, fewest: int, limit: str) -> AbstractContextManager[Any]:
-    if not person_watching():
+def _missing_named(ray: Any, kind: str, sizes: tuple[int, ...], limit: str) -> AbstractContextManager[Any]:
+    if default_progress() is quiet:
         return nullcontext()
     from orchestration.training.elastic import SaysWhoIsMissing
 
     advice = f"bring machines back {limit}, or press Ctrl-C and repeat the command later"
-    return SaysWhoIsMissing(ray, kind, fewest, advice)
+    return SaysWhoIsMissing(ray, kind, sizes[0], sizes[-1], advice)
 
 
 def _trainer(job: Job, sizes: tuple[int, ...], use_gpu: bool, threads: int, storage: Path) -> Any:

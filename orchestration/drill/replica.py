@@ -111,7 +111,9 @@ def drill_replica(cluster: Cluster, campaign: Campaign, tracker: Tracker, draw: 
         victim = draw.choice(painters(cluster))
         cluster.kill(victim)
         began, seen = time.monotonic(), cluster.call(clients.count)
-        replaced = wait_until(lambda: len({*painters(cluster)} - {victim}) == REPLICAS, BACK_S, every_s=0.5)
+        replaced = wait_until(
+            lambda: len({*painters(cluster)} - {victim}) == REPLICAS and _drawing() == REPLICAS, BACK_S, every_s=0.5
+        )
         went_on = time.monotonic() - began
         wait_until(lambda: cluster.call(clients.count) >= seen + MORE, BACK_S)
         answers = cluster.call(clients.finish)
@@ -177,6 +179,15 @@ def endpoint(home: Path, uri: str, model: str, token: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
+
+
+def _drawing() -> int:
+    """Replicas that have loaded what they draw with."""
+    from ray import serve
+
+    found = serve.status().applications.get(APP)
+    states = found.deployments[PAINTER].replica_states if found else {}
+    return int(next((count for state, count in states.items() if getattr(state, "value", state) == "RUNNING"), 0))
 
 
 def _status(serve: Any) -> str:

@@ -388,6 +388,18 @@ class TestCommand:
         ended = t2i("drill", "--kill", "trial")
         assert ended.code == 1 and "left over on the cluster: an actor RayTrainWorker (pid 5)" in ended.err
 
+    def test_an_endpoint_that_does_not_come_up_loses_nothing_of_the_rest(
+        self, t2i: T2i, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise RunError("the drill's endpoint does not come up")
+
+        monkeypatch.setattr(drilling, "drill_replica", fail)
+        ended = t2i("drill", "--kill", "driver,replica", "--json")
+        told = json.loads(ended.out.splitlines()[-1])
+        assert ended.code == 1 and "endpoint: the drill's endpoint does not come up" in ended.err
+        assert told["unserved"] and not told["equal"] and len(told["hits"]) == 1 and told["differences"] == []
+
     def test_one_that_was_cut_off_goes_on(self, t2i: T2i, cluster: FakeCluster, home: Path) -> None:
         FakeDriver.interrupt_at = 1440
         ended = t2i("drill", "--kill", "worker,trial,driver")

@@ -32,7 +32,8 @@ Say = Callable[[str], None]
 @dataclass
 class Report:
     """What a drill found. twin, drilled: the ledgers by trial, as in `ledger_of`; missed: blows for which the trial had
-    ended; skipped: kinds that cannot be done here, and why; unrecorded, left_over: sentences, [] where all is well."""
+    ended; skipped: kinds that cannot be done here, and why; unrecorded, left_over, unserved: sentences, [] where
+    all is well."""
 
     plan: Plan
     objective: str = ""
@@ -44,6 +45,7 @@ class Report:
     unrecorded: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     replica: ReplicaHit | None = None
+    unserved: list[str] = field(default_factory=list)
     kept: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -60,7 +62,7 @@ class Report:
             *(f"{kind} was not hit: its trial ended before" for kind in self.missed),
             *(f"MLflow: {each}" for each in self.unrecorded),
             *(f"left over on the cluster: {each}" for each in self.left_over),
-            *(f"endpoint: {each}" for each in (self.replica.wrong if self.replica else ())),
+            *(f"endpoint: {each}" for each in (*self.unserved, *(self.replica.wrong if self.replica else ()))),
         ]
 
 
@@ -165,8 +167,12 @@ class Drill:
             driver.end()
 
     def _drill_replica(self, report: Report) -> None:
-        tracker = Tracker(self.home.root)
-        report.replica = drill_replica(self.cluster, read_campaign(self.twin.path), tracker, self.plan.draw("replica"))
+        campaign, tracker = read_campaign(self.twin.path), Tracker(self.home.root)
+        try:
+            report.replica = drill_replica(self.cluster, campaign, tracker, self.plan.draw("replica"))
+        except (RequestError, RunError) as error:
+            # What the campaign came to is told all the same.
+            report.unserved = [str(error)]
 
     def _seen(self, what: str, folder: Folder) -> Callable[[], None]:
         last = [0.0]

@@ -104,6 +104,7 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "unrecorded": report.unrecorded,
         "left_over": report.left_over,
+        "unserved": report.unserved,
         "replica": None
         if replica is None
         else {

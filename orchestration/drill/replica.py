@@ -1,6 +1,7 @@
 """The endpoint under load loses a replica: the twin's best checkpoint, served by an application of the drill's own."""
 
 import hashlib
+import logging
 import secrets
 import socket
 import threading
@@ -22,6 +23,7 @@ APP, PAINTER = "t2i-drill", "painter"
 REPLICAS, CLIENTS, SEEDS = 2, 3, 6
 PROMPT = "a red boat on the sea"
 START_S, BACK_S = 600.0, 600.0
+ENDS = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
 MORE = 12
 """Answers that are waited for once the replica is replaced."""
 
@@ -50,6 +52,10 @@ class Clients:
         self._answers: list[tuple[int, str | None, str]] = []
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+
+    def healthy(self) -> bool:
+        """Whether it would draw."""
+        return self._client.healthy()
 
     def ask(self, seed: int) -> tuple[int, str | None, str]:
         """One answer."""
@@ -90,6 +96,9 @@ def drill_replica(cluster: Cluster, campaign: Campaign, tracker: Tracker, draw: 
     token = secrets.token_hex(16)
     with endpoint(tracker.home, tracker.uri, model, token) as url:
         clients = cluster.on_head(Clients, url, token, model)
+        # A proxy learns of its routes a little after the application runs.
+        if not wait_until(lambda: cluster.call(clients.healthy), START_S, every_s=0.5):
+            raise RunError(f"the drill's endpoint runs, but {url} on the head does not answer for it")
         before: dict[int, str | None] = {}
         for seed in range(SEEDS):
             _, before[seed], problem = cluster.call(clients.ask, seed)
@@ -102,7 +111,9 @@ def drill_replica(cluster: Cluster, campaign: Campaign, tracker: Tracker, draw: 
         victim = draw.choice(painters(cluster))
         cluster.kill(victim)
         began, seen = time.monotonic(), cluster.call(clients.count)
-        replaced = wait_until(lambda: len({*painters(cluster)} - {victim}) == REPLICAS, BACK_S, every_s=0.5)
+        replaced = wait_until(
+            lambda: len({*painters(cluster)} - {victim}) == REPLICAS and _drawing() == REPLICAS, BACK_S, every_s=0.5
+        )
         went_on = time.monotonic() - began
         wait_until(lambda: cluster.call(clients.count) >= seen + MORE, BACK_S)
         answers = cluster.call(clients.finish)
@@ -152,6 +163,8 @@ def endpoint(home: Path, uri: str, model: str, token: str) -> Iterator[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
+    # Serve tells of each of its own steps.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
         built = application(settings, SecretStr(token))
@@ -160,16 +173,26 @@ def endpoint(home: Path, uri: str, model: str, token: str) -> Iterator[str]:
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
-        if not wait_until(lambda: _status(serve) != "DEPLOYING", START_S, every_s=0.5) or _status(serve) != "RUNNING":
-            raise RunError(f"the drill's endpoint is {_status(serve)} and not RUNNING: {_messages(serve)}")
+        wait_until(lambda: _status(serve) in ENDS, START_S, every_s=0.5)
+        if _status(serve) != "RUNNING":
+            raise RunError(f"the drill's endpoint does not come up, it is {_status(serve)}: {_messages(serve)}")
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
 
 
+def _drawing() -> int:
+    """Replicas that have loaded what they draw with."""
+    from ray import serve
+
+    found = serve.status().applications.get(APP)
+    states = found.deployments[PAINTER].replica_states if found else {}
+    return int(next((count for state, count in states.items() if getattr(state, "value", state) == "RUNNING"), 0))
+
+
 def _status(serve: Any) -> str:
     found = serve.status().applications.get(APP)
-    return str(getattr(found.status, "value", found.status)) if found else "DEPLOYING"
+    return str(getattr(found.status, "value", found.status)) if found else "NOT_STARTED"
 
 
 def _messages(serve: Any) -> str:

@@ -30,6 +30,7 @@ from orchestration.stage_graph import read_graph as read_stage_graph
 from orchestration.stages import is_finished
 from orchestration.training.state import Checkpoint, open_checkpoint
 from tests.cascade_drill import train
+from tests.case_names import case_name
 from tests.evaluate_drill import SMALL_JUDGE
 from tests.graph_support import SCENES, folders, names, prepare, retrievegan, sg2im
 from tests.visual_genome_release import box_json, relationship_json, write_release
@@ -124,7 +125,7 @@ class TestStages:
             ({"graphs.val_pictures": 3}, {"pictures", "captions", "graphs", "scenes-labels"}),
             ({"data.source": OTHER_SCENES}, {"pictures", "captions", "graph-vocabulary", "graphs", "scenes-labels"}),
         ],
-        ids=str,
+        ids=case_name,
     )
     def test_what_a_change_makes_anew(self, home: Home, change: dict[str, Any], anew: set[str]) -> None:
         before, after = (folders(prepare(sg2im(**changes), home)) for changes in ({}, change))

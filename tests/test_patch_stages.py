@@ -33,6 +33,7 @@ from orchestration.stage_graph import DONE, MISSING
 from orchestration.stage_graph import read_graph as read_stage_graph
 from orchestration.stages import is_finished
 from orchestration.training.state import initial_state
+from tests.case_names import case_name
 from tests.graph_support import PATCH, SCENES, folders, names, prepare, retrievegan, sg2im
 from tests.tiny import NAMES
 
@@ -101,7 +102,7 @@ class TestStages:
             ({"stages.co_occurrence.model.margin": 0.3}, {"co_occurrence"}),
             ({"model.resolution": 64}, {"pictures", "graphs", "patches", "candidates"}),
         ],
-        ids=str,
+        ids=case_name,
     )
     def test_what_a_change_makes_anew(self, home: Home, change: dict[str, Any], anew: set[str]) -> None:
         before, after = (folders(prepare(retrievegan(**changes), home)) for changes in ({}, change))

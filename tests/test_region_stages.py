@@ -33,6 +33,7 @@ from orchestration.home import Home
 from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared, PreparedSplit
 from orchestration.stages import is_finished
+from tests.case_names import case_name
 from tests.region_support import (
     CAPTIONER,
     COUNT,
@@ -176,7 +177,7 @@ class TestStages:
             ({"training.kimg": 0.5}, set()),
             ({"words.min_count": 2}, {"vocabulary", "captioner", "memory"}),
         ],
-        ids=str,
+        ids=case_name,
     )
     def test_what_a_change_makes_anew(self, home: Home, change: dict[str, Any], anew: set[str]) -> None:
         before, after = (self.keys(prepare(captioner(**changes), home)) for changes in ({}, change))

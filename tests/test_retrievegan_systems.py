@@ -23,6 +23,7 @@ from models.retrievegan.co_occurrence import CoOccurrenceNet
 from models.retrievegan.retrieval import distances, noise_width, retrieve
 from models.retrievegan.system import draw, training_noise_width
 from orchestration.data.word_encoder import describe_part
+from tests.case_names import case_name
 from tests.graph_support import (
     GRAPH,
     LAMBDAS,
@@ -107,7 +108,7 @@ def moved(nets: Mapping[str, nn.Module], loss: Tensor) -> set[str]:
         ("object_perceptual", {"perceptual_of": "reconstructed"}, DRAWN),
         ("box", {}, {"encoder", "box_head"}),
     ],
-    ids=str,
+    ids=case_name,
 )
 def test_each_term_alone_moves_what_it_should(given: Given, name: str, changes: Any, parts: set[str]) -> None:
     with float64():

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestration.campaigns import segments
+from orchestration.campaigns.campaign import find_campaign
 from orchestration.campaigns.execution import SEGMENT
 from orchestration.campaigns.ledger import FILE, Ledger, Reached, Segment, SegmentState
+from orchestration.campaigns.report import read_folder, write_report
 from orchestration.campaigns.segments import Given, fetch_rung, reached_from_json, taking
 from orchestration.errors import RunError
 from orchestration.home import Home, exclusive, pull
@@ -28,6 +30,7 @@ from tests.remote_support import (
     whole_in,
     working_copy,
 )
+from tests.report_support import FID, halving_campaign
 from tests.test_segments import SPACE, STEP, FixedJudge, NoTracker
 from tests.test_segments import segment as segment_of
 from tests.test_segments import short_run as segment_run
@@ -150,6 +153,30 @@ def test_a_campaigns_segments_run_on_several_machines(
     machine(url, tmp_path / "first", monkeypatch)
     with exclusive(told.folder):
         assert all_of(replace(told, folder=first.campaigns / "c"), "baab") == wanted
+
+
+def test_a_machine_that_saw_nothing_of_a_campaign_reports_all_of_it(first: Home, second: Home) -> None:
+    """Curves and pictures of every trial, wherever it was trained; and a trial that is not published has none."""
+    campaign = ledger_at(first)
+    with exclusive(campaign):
+        made = halving_campaign(campaign)
+        made.ledger.close()
+        for trial in sorted((campaign / "trials").iterdir()):
+            if trial.name != "trial-0001":
+                with taking(trial, True):
+                    small_checkpoint(trial / CHECKPOINTS, 1)
+    folder = find_campaign(second, "c")
+    wanted, found = read_folder(campaign), read_folder(folder)
+    assert found.trials == wanted.trials and len(found.records) == 14
+    for number, record in wanted.records.items():
+        own = found.records[number]
+        if number == 1:
+            assert record.curves[FID] and not own.curves[FID]
+        else:
+            assert (own.curves, own.seconds, own.picture()) == (record.curves, record.seconds, record.picture())
+    assert not list(second.root.rglob(CHECKPOINTS)), "none is fetched to be reported"
+    page = write_report(folder, second.root / "page.html").read_text()
+    assert found.ranked[0].name in page and found.records[found.ranked[0].number].picture().uri in page
 
 
 def test_a_donors_checkpoint_is_never_mixed_with_the_trials_own(

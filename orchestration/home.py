@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ DEFAULT = "t2i-home"
 COPY = "remote.json"
 """In the root of a working copy: which URL it is a copy of. A home of this machine alone has none."""
 CACHE = "T2I_CACHE"
+AT_ONCE = 16  # folders that are read from a store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,30 @@ def pull(folder: Path, writing: bool = False) -> None:
     """
     if (copy := copy_of(folder)) is not None:
         copy.insist(copy.take if writing else copy.pull, folder, "fetched")
+
+
+def looking(folder: Path) -> Callable[[], Path]:
+    """Says, as often as it is called, where what has been recorded in a run's folder so far can be read.
+
+    In a working copy it may be trained on another machine; otherwise that is the folder itself.
+    """
+    copy = copy_of(folder)
+    if copy is None:
+        return lambda: folder
+    from orchestration.remote.following import Looking
+
+    return Looking(copy, folder)
+
+
+def all_looked_at(folders: Sequence[Path]) -> list[Path]:
+    """Where what has been recorded in each run's folder can be read now. Raises RunError when a store is away."""
+    copy = copy_of(folders[0]) if folders else None
+    if copy is None:
+        return list(folders)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(AT_ONCE) as several:
+        return list(several.map(lambda folder: copy.insist(copy.seen, folder, "fetched"), folders))
 
 
 @contextmanager

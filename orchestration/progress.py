@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from orchestration.home import looking
 from orchestration.stages import Progress, quiet
 from orchestration.training.recorder import read_metrics
 
@@ -76,7 +77,8 @@ class Watcher:
     """Turns a run's growing metrics into progress, from a thread, while its workers train."""
 
     def __init__(self, folder: Path, kimg: float, progress: Progress, every_s: float = 1.0) -> None:
-        self.folder, self.total, self.progress, self.every_s = folder, round(kimg * 1000), progress, every_s
+        self.total, self.progress, self.every_s = round(kimg * 1000), progress, every_s
+        self._where = looking(folder)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -92,7 +94,7 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(self.every_s):
-            lines = read_metrics(self.folder)
+            lines = read_metrics(self._where())
             if lines:
                 self.progress("training, images", min(lines[-1]["images"], self.total), self.total)
 

@@ -18,6 +18,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 from orchestration.errors import RequestError, RunError
+from orchestration.home import looking
 from orchestration.registry import ModelVersion, Registry, every, quoted
 from orchestration.stages import short_hash
 
@@ -244,6 +245,7 @@ class Mirror:
         self.error: Exception | None = None
         self.pushed = 0
         self._tracker, self._run_id, self._folder, self._every_s = tracker, run_id, folder, every_s
+        self._where = looking(folder)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="t2i-mirror", daemon=True)
 
@@ -265,13 +267,13 @@ class Mirror:
     def _work(self) -> None:
         wait = self._every_s
         while not self._stop.wait(wait):
-            self._once()
+            self._once(self._where())
             wait = self._every_s if self.error is None else min(2 * wait, max(self.LONGEST_WAIT_S, self._every_s))
-        self._once()
+        self._once(self._folder)
 
-    def _once(self) -> None:
+    def _once(self, folder: Path) -> None:
         try:
-            self.pushed += self._tracker.mirror(self._run_id, self._folder)
+            self.pushed += self._tracker.mirror(self._run_id, folder)
         except Exception as error:
             if self.error is None:
                 log.warning("the run goes on without tracking, which is tried again later: %s", error)

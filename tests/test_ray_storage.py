@@ -104,6 +104,7 @@ def test_a_campaign_is_the_same_as_on_one_machine(
     page = tmp_path / "report.html"
     reported = t2i("report", "apart", *far, "--out", str(page))
     assert reported.code == 0 and "trial-0001" in page.read_text(), reported.err
+    assert "data:image/png" in page.read_text() and "no picture was drawn" not in page.read_text()
     promoted = t2i("promote", "apart/trial-0000", *far, "--json").json
     champion = tracker.champion("xmcgan")
     assert champion is not None and champion.version == promoted["version"]

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.campaigns.ledger import FILE
+from orchestration.campaigns.report import read_folder
+from orchestration.campaigns.segments import taking
 from orchestration.errors import RequestError
 from orchestration.home import exclusive
 from orchestration.remote import copies, store
@@ -13,6 +16,7 @@ from orchestration.remote.store import Store
 from orchestration.stages import ensure
 from tests.cli_support import T2i, runner
 from tests.remote_support import killed_and_repeated_elsewhere, machine, made_by, whole_in
+from tests.report_support import halving_campaign
 from tests.test_stages import Work, stage_of
 
 moto = pytest.importorskip("moto.server", reason="the server that speaks S3 is absent: pip install 't2i[dev]'")
@@ -93,6 +97,29 @@ def t2i(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(store, "ATTEMPTS", 2)
     return runner(tmp_path / "home", tmp_path / "here", monkeypatch, capsys)
+
+
+def test_a_fresh_machine_reports_a_campaign(
+    bucket: str, t2i: T2i, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials' curves and pictures are in the page, although none of it was ever here."""
+    url = f"s3://{bucket}/home"
+    theirs = machine(url, tmp_path / "theirs", monkeypatch)
+    campaign = theirs.campaigns / "halved"
+    with exclusive(campaign):
+        halving_campaign(campaign).ledger.close()
+        for trial in (campaign / "trials").iterdir():
+            with taking(trial, True):
+                pass
+    wanted = read_folder(campaign)
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    page = tmp_path / "page.html"
+    assert t2i("report", "halved", "--home", url, "--out", str(page), "--json").json["trials"] == 14
+    shown = page.read_text()
+    best = wanted.records[wanted.ranked[0].number]
+    assert best.picture().uri in shown and "no picture was drawn" not in shown
+    [ledger] = (tmp_path / "cache").rglob(FILE)
+    assert not ledger.with_name("trials").exists(), "what is only read is kept apart from what is worked on"
 
 
 COMMAND = ("train", "xmcgan_scenes32")

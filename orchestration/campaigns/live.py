@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from orchestration.campaigns.conductor import best
 from orchestration.campaigns.ledger import FILE, Ledger, State, Trial
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.campaigns.standing import VALIDATION, one_line, ranked, reason_in_words, shown, standing, told_lead
+from orchestration.home import looking
 from orchestration.progress import person_watching
 from orchestration.stages import Progress, quiet
 from orchestration.training.recorder import METRICS
@@ -100,6 +101,7 @@ class LiveTable:
         self.folder, self.settings, self.progress, self.every_s = folder, settings, progress, every_s
         self._stream = sys.stderr if stream is None else stream
         self._redraws = _can_redraw(stream)
+        self._where: dict[int, Callable[[], Path]] = {}
         self._drawn = 0
         self._last = ""
         self._said: SimpleQueue[str] = SimpleQueue()
@@ -136,7 +138,7 @@ class LiveTable:
         except sqlite3.Error:
             return  # being written, or not there yet: the next look will tell
         if self._redraws:
-            self._draw([_as_it_runs(trial, self.folder) for trial in trials])
+            self._draw([self._as_it_runs(trial) for trial in trials])
         else:
             self.progress("trials ended", sum(trial.state.ended for trial in trials), self.settings.trials)
 
@@ -148,6 +150,14 @@ class LiveTable:
         self._stream.write("".join(f"{line}\n" for line in lines))
         self._stream.flush()
         self._last = ""
+
+    def _as_it_runs(self, trial: Trial) -> Trial:
+        """A running trial as far as its own records say it is; the ledger knows only of its last comparison."""
+        if trial.state != State.RUNNING:
+            return trial
+        if trial.number not in self._where:
+            self._where[trial.number] = looking(self.folder / "trials" / trial.name)
+        return replace(trial, kimg=max(trial.kimg, _last_kimg(self._where[trial.number]() / METRICS)))
 
     def _draw(self, trials: Sequence[Trial]) -> None:
         columns, rows = shutil.get_terminal_size((WIDTH, 24))
@@ -173,13 +183,6 @@ def read_trials(folder: Path) -> list[Trial]:
     """The trials in the ledger of a campaign that another thread or process writes. Raises sqlite3.Error."""
     with closing(sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         return Ledger(folder, connection).trials()
-
-
-def _as_it_runs(trial: Trial, folder: Path) -> Trial:
-    """A running trial as far as its own records say it is; the ledger knows only of its last comparison."""
-    if trial.state != State.RUNNING:
-        return trial
-    return replace(trial, kimg=max(trial.kimg, _last_kimg(folder / "trials" / trial.name / METRICS)))
 
 
 def _last_kimg(path: Path) -> float:

@@ -47,6 +47,7 @@ from orchestration.campaigns.standing import (
     told_lead,
 )
 from orchestration.errors import RequestError, RunError
+from orchestration.home import all_looked_at
 from orchestration.stages import write_atomically
 from search_spaces.space import Space
 
@@ -98,7 +99,8 @@ def read_folder(folder: Path) -> Told:
             f"the ledger in {folder} does not say what this version needs ({one_line(str(error))}): use the version of "
             "t2i that wrote it"
         ) from error
-    records = {trial.number: read_record(folder / "trials" / trial.name, settings) for trial in trials}
+    places = all_looked_at([folder / "trials" / trial.name for trial in trials])
+    records = {trial.number: read_record(place, settings) for trial, place in zip(trials, places, strict=True)}
     return Told(one_line(str(header.get("name") or folder.name)), header, settings, space, trials, segments, records)
 
 

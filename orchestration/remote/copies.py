@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from orchestration.errors import RequestError, RunError
 from orchestration.home import COPY
 from orchestration.remote.lease import LEASE, Lease
-from orchestration.remote.store import Away, Store
+from orchestration.remote.store import Away, Result, Store
 from orchestration.stages import file_sha256, write_atomically
 
 HOME, MEND = "--home", "name another with --home or T2I_HOME"
@@ -33,7 +33,9 @@ CHECKPOINTS = ("checkpoints", "rungs")
 APART = ("trials",)  # folders that are published by themselves
 LAST = ("segment.json", "outcome.json")
 """They say how far a run has come, so they are published after what they speak of."""
-LINES = (".jsonl",)
+LINES, PICTURE = ".jsonl", ".png"
+SEEN = ".seen"
+"""In the root of a working copy: what was read of runs that other machines work on."""
 NOT_KEPT = ("optuna.db", "optuna.db-journal", "ledger.db-journal")
 """Made again from the ledger, or part of what sqlite is writing."""
 PATIENCE_S = 60.0
@@ -114,16 +116,15 @@ class WorkingCopy:
                 raise
             self.insist(publish, folder, "published")
 
-    def insist(self, act: Callable[[Path], object], folder: Path, what: str) -> None:
-        """`act` on a folder, waited for while the store is away. RunError that says how to go on when it stays away.
+    def insist(self, act: Callable[[Path], Result], folder: Path, what: str) -> Result:
+        """What `act` on a folder returns; waited for while the store is away.
 
-        what: "fetched" or "published".
+        Raises RunError, which says how to go on, when it stays away. what: "fetched" or "published".
         """
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
-                act(folder)
-                return
+                return act(folder)
             except Away as error:
                 if time.monotonic() >= until:
                     raise self._failed(folder, what, error) from error
@@ -170,6 +171,25 @@ class WorkingCopy:
         _note(folder, published)
         return True
 
+    def seen(self, folder: Path) -> Path:
+        """Where to read what a run or trial has recorded so far, without checkpoints, whoever works on it: the folder
+        itself where this copy wrote last or nobody published, else one that nothing but this ever writes.
+
+        So a reader never gets in the way of a worker that begins here at that moment. Raises OSError.
+        """
+        if self._writer(folder) in (None, self.id):
+            return folder
+        beside = self.root / SEEN / self.name(folder)
+        there = _Listing.of(self.store.sizes(self.name(folder))).files
+        for name, size in there.items():
+            # Pictures never change; all else is small.
+            if not (name.endswith(PICTURE) and _size_of(beside / name) == size):
+                with suppress(FileNotFoundError):
+                    self._fetch_file(folder, name, beside)
+        for name in _Here.of(beside).files.keys() - there.keys():
+            (beside / name).unlink(missing_ok=True)
+        return beside
+
     def fetch_checkpoint(self, folder: Path) -> bool:
         """Put a published checkpoint in place, every byte of it verified; False, and it is said, for a damaged one."""
         from orchestration.training.state import DamagedCheckpoint, open_checkpoint
@@ -206,8 +226,8 @@ class WorkingCopy:
                     self.fetch_checkpoint(parent / name)
                     return
 
-    def _fetch_file(self, folder: Path, name: str) -> str:
-        path = folder / name
+    def _fetch_file(self, folder: Path, name: str, into: Path | None = None) -> str:
+        path = (into or folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         content = self.store.read(f"{self.name(folder)}/{name}")
         write_atomically(path, content)
@@ -241,6 +261,17 @@ class WorkingCopy:
         """Publish one file of the folder as it is now."""
         self.require_writer(folder)
         self.store.put(f"{self.name(folder)}/{name}", content)
+
+    def push_records(self, folder: Path) -> None:
+        """Publish what a run has recorded since, and nothing else. Raises as `push`."""
+        self.require_writer(folder)
+        known = _noted(folder)
+        for path in sorted(folder.glob(f"*{LINES}")):
+            content = _whole_lines(path.read_bytes())
+            if known.get(path.name) != (digest := _sha256(content)):
+                self.store.put(f"{self.name(folder)}/{path.name}", content)
+                known[path.name] = digest
+                _note(folder, known)
 
     def push(self, folder: Path) -> None:
         """Make what is published of the folder what is here. Raises OSError, and RunError as `require_writer`.
@@ -378,7 +409,7 @@ class _Push:
         except FileNotFoundError:
             return  # removed meanwhile: the next publication removes it there
         if name.endswith(LINES):
-            content = content[: content.rfind(b"\n") + 1]  # its last line is being written
+            content = _whole_lines(content)
         digest = _sha256(content)
         if self.known.get(name) != digest or self.there.files.get(name) != len(content):
             self.store.put(f"{self.place}/{name}", content)
@@ -445,6 +476,18 @@ def _sizes_of(manifest: bytes) -> dict[str, int]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{MANIFEST} names the file {name!r} outside the folder")
     return found
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Without the last one while it is being written."""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _sha256(content: bytes) -> str:

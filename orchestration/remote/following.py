@@ -1,7 +1,9 @@
-"""What a training leaves is published beside it: it does not wait for a slow store, nor end for an absent one."""
+"""What a training leaves is published beside it: it does not wait for a slow store, nor end for an absent one; and
+what it records can be watched from elsewhere."""
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,8 @@ from orchestration.remote.copies import WorkingCopy
 
 RETRY_S = 30.0
 """After a publication that failed the next is tried no later than so many seconds."""
+RECORDS_S, LOOK_S = 10.0, 10.0
+"""Seconds between two publications of what is recorded while nothing else is due, and between two looks at it."""
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +49,12 @@ class _Follower(threading.Thread):
     def run(self) -> None:
         warned, behind = False, False
         while True:
-            self.due.wait(RETRY_S if behind else None)
+            whole = self.due.wait(RETRY_S if behind else RECORDS_S) or behind
             if self._ended.is_set():
                 return
             self.due.clear()
             try:
-                self.copy.push(self.folder)
+                (self.copy.push if whole else self.copy.push_records)(self.folder)
                 behind = False
             except (OSError, RunError) as error:
                 behind = True
@@ -68,3 +72,22 @@ class _Follower(threading.Thread):
         self._ended.set()
         self.due.set()
         self.join()
+
+
+class Looking:
+    """Where to read what a run has recorded, from a machine that may not be the one that trains it."""
+
+    def __init__(self, copy: WorkingCopy, folder: Path) -> None:
+        self.copy, self.folder = copy, folder
+        self._found, self._next = folder, 0.0
+
+    def __call__(self) -> Path:
+        """A folder that is seconds old; of a store that is away the last one that was seen."""
+        now = time.monotonic()
+        if now >= self._next:
+            try:
+                self._found = self.copy.seen(self.folder)
+            except OSError as error:
+                log.info("what %s records is not seen for now (%s: %s)", self.folder.name, self.copy.url, error)
+            self._next = time.monotonic() + LOOK_S
+        return self._found

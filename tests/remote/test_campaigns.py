@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,17 +10,21 @@ from pathlib import Path
 import pytest
 
 from orchestration.campaigns import segments
+from orchestration.campaigns.campaign import find_campaign
 from orchestration.campaigns.execution import SEGMENT
 from orchestration.campaigns.ledger import FILE, Ledger, Reached, Segment, SegmentState
+from orchestration.campaigns.live import LiveTable
+from orchestration.campaigns.report import read_folder, write_report
 from orchestration.campaigns.segments import Given, fetch_rung, reached_from_json, taking
 from orchestration.errors import RunError
 from orchestration.home import Home, exclusive, pull
-from orchestration.remote import copies, places
+from orchestration.remote import copies, following, places
 from orchestration.stages import file_sha256
 from orchestration.training import worker
 from orchestration.training.state import MANIFEST, open_checkpoint
 from orchestration.training.worker import CHECKPOINTS
 from tests.remote_support import (
+    PATIENCE_S,
     machine,
     made_by,
     published,
@@ -28,6 +33,8 @@ from tests.remote_support import (
     whole_in,
     working_copy,
 )
+from tests.report_support import FID, Made, halving_campaign, settings_of
+from tests.test_live import Terminal
 from tests.test_segments import SPACE, STEP, FixedJudge, NoTracker
 from tests.test_segments import segment as segment_of
 from tests.test_segments import short_run as segment_run
@@ -150,6 +157,52 @@ def test_a_campaigns_segments_run_on_several_machines(
     machine(url, tmp_path / "first", monkeypatch)
     with exclusive(told.folder):
         assert all_of(replace(told, folder=first.campaigns / "c"), "baab") == wanted
+
+
+def test_a_machine_that_saw_nothing_of_a_campaign_reports_all_of_it(first: Home, second: Home) -> None:
+    """Curves and pictures of every trial, wherever it was trained; and a trial that is not published has none."""
+    campaign = ledger_at(first)
+    with exclusive(campaign):
+        made = halving_campaign(campaign)
+        made.ledger.close()
+        for trial in sorted((campaign / "trials").iterdir()):
+            if trial.name != "trial-0001":
+                with taking(trial, True):
+                    small_checkpoint(trial / CHECKPOINTS, 1)
+    folder = find_campaign(second, "c")
+    wanted, found = read_folder(campaign), read_folder(folder)
+    assert found.trials == wanted.trials and len(found.records) == 14
+    for number, record in wanted.records.items():
+        own = found.records[number]
+        if number == 1:
+            assert record.curves[FID] and not own.curves[FID]
+        else:
+            assert (own.curves, own.seconds, own.picture()) == (record.curves, record.seconds, record.picture())
+    assert not list(second.root.rglob(CHECKPOINTS)), "none is fetched to be reported"
+    page = write_report(folder, second.root / "page.html").read_text()
+    assert found.ranked[0].name in page and found.records[found.ranked[0].number].picture().uri in page
+
+
+def test_the_table_shows_how_far_trials_on_other_machines_are(
+    first: Home, second: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    campaign = first.campaigns / "c"
+    with exclusive(campaign):
+        made = Made(campaign, settings_of())
+        made.trial(0)
+        segment = made.begun(0)
+        terminal = Terminal()
+        with LiveTable(campaign, made.settings, stream=terminal, every_s=0.01):
+            trial = second.root / "campaigns" / "c" / "trials" / "trial-0000"
+            with taking(trial, False):
+                made.metrics(trial, segment, {})
+            until = time.monotonic() + PATIENCE_S
+            while not terminal.frames or " 2/8 " not in terminal.frames[-1]:
+                assert time.monotonic() < until, terminal.frames[-1:]
+                time.sleep(0.01)
+        made.ledger.close()
 
 
 def test_a_donors_checkpoint_is_never_mixed_with_the_trials_own(

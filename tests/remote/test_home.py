@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.errors import RequestError, RunError
-from orchestration.home import COPY, Home, copy_of, exclusive, find_home, pull
-from orchestration.remote import copies, lease, places
+from orchestration.home import COPY, Home, all_looked_at, copy_of, exclusive, find_home, looking, publishing, pull
+from orchestration.remote import copies, following, lease, places
 from orchestration.remote.lease import LEASE, Owner
 from orchestration.runs import find_checkpoint
 from orchestration.stages import MANIFEST as STAGE_MANIFEST
-from orchestration.stages import ensure, quiet
+from orchestration.stages import ensure
 from orchestration.tracking import Tracker
 from orchestration.training import worker
 from orchestration.training.launch import train_part
@@ -31,6 +31,7 @@ from orchestration.training.state import MANIFEST, newest_checkpoint, open_check
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, train_worker
 from tests.remote_drill import train_held
 from tests.remote_support import (
+    PATIENCE_S,
     Unreliable,
     assert_alike,
     job_at,
@@ -415,6 +416,70 @@ def test_no_sequence_shows_half_a_checkpoint(operations: list[tuple[str, int, in
             assert (seen.images_seen if seen else 0) >= safe
 
 
+def mirrored(tracker: Tracker, experiment: str) -> float:
+    """The kimg that the only run of an experiment has reached in MLflow."""
+    [run] = tracker.run_summaries(experiment)
+    return float(run.metrics.get("kimg", 0.0))
+
+
+def test_what_is_recorded_is_published_before_the_next_checkpoint(
+    first: Home, second: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is: a checkpoint goes when it is whole, and its records before it."""
+    monkeypatch.setattr(following, "RECORDS_S", 0.01)
+    run = first.runs / "run"
+    with publishing(run):
+        small_checkpoint(run / CHECKPOINTS, 1)
+        (run / "metrics.jsonl").write_text('{"images": 1000}\n{"images": 15')
+        until = time.monotonic() + PATIENCE_S
+        while published(first).get("runs/run/metrics.jsonl") != b'{"images": 1000}\n':
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert not [name for name in published(first) if CHECKPOINTS in name]
+        pull(second.runs / "run")
+        assert (second.runs / "run" / "metrics.jsonl").read_text() == '{"images": 1000}\n'
+    assert [name for name in published(first) if CHECKPOINTS in name]
+
+
+def test_another_machines_run_is_read_without_touching_its_folder(
+    first: Home, second: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "LOOK_S", 0.0)
+    there, run = looking(second.runs / "run"), made_by(first, 1)
+    with exclusive(run):
+        write_picture(run, 1)
+        write_picture(run, 2)
+        (run / CHECKPOINTS / "note.txt").write_text("no part of any checkpoint")
+    place = there()
+    assert place != second.runs / "run" and not (second.runs / "run").exists()
+    assert {path.name for path in place.rglob("*") if path.is_file()} == {"metrics.jsonl", "1.png", "2.png"}
+    assert (place / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    with exclusive(run):
+        (run / "pictures" / "2.png").unlink()
+        (run / "metrics.jsonl").write_text('{"images": 1999}\n')
+    assert there() == place and [path.name for path in (place / "pictures").iterdir()] == ["1.png"]
+    assert (place / "metrics.jsonl").read_text() == '{"images": 1999}\n'
+    # Pictures never change: they are fetched once.
+    spoiled = spoil(second, lambda _, route: False)
+    before = spoiled.calls
+    there()
+    assert spoiled.calls - before == 3, "who wrote it, what there is, and the metrics"
+    spoiled.fails = lambda _, route: True
+    assert there() == place
+    with pytest.raises(RunError, match="runs/run could not be fetched"):
+        all_looked_at([second.runs / "run"])
+    spoiled.fails = lambda _, route: False
+    # Whoever writes reads its own.
+    assert looking(run)() == run
+    with exclusive(second.runs / "run"):
+        assert there() == second.runs / "run" == all_looked_at([second.runs / "run"])[0]
+
+
+def write_picture(run: Path, number: int) -> None:
+    (run / "pictures").mkdir(exist_ok=True)
+    (run / "pictures" / f"{number}.png").write_bytes(b"png" * number)
+
+
 def test_a_run_is_trained_on_another_machine_than_its_command(
     first: Home, url: str, tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +487,8 @@ def test_a_run_is_trained_on_another_machine_than_its_command(
     assert train_held(calm) == "finished"
     job = job_at(first, tmp_path / "data")
     run = Path(job.folder)
+
+    shown: list[int] = []
 
     def elsewhere(job: Job) -> None:
         told = json.loads(json.dumps(places.told(job.to_json(), run)))
@@ -431,10 +498,17 @@ def test_a_run_is_trained_on_another_machine_than_its_command(
         with small_pretrained_nets():
             train_worker(moved, lambda _: None, CPU)
         machine(url, tmp_path / "first", monkeypatch)
-        assert whole_in(run) == []
+        # Before the run is fetched, its bar and its records in MLflow have come as far as it has.
+        total = round(1000 * job.experiment.training.kimg)
+        until = time.monotonic() + PATIENCE_S
+        while max(shown, default=0) < total or mirrored(tracker, "xmcgan") < total / 1000:
+            assert time.monotonic() < until, shown
+            time.sleep(0.05)
+        assert whole_in(run) == [] and not (run / "metrics.jsonl").exists()
         pull(run, writing=True)
 
-    last = train_part(tracker, job.experiment, job.prepared, run, quiet, elsewhere)
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    last = train_part(tracker, job.experiment, job.prepared, run, lambda _, done, total: shown.append(done), elsewhere)
     assert last.parent == run / CHECKPOINTS and last.name == whole_in(Path(calm.folder))[-1]
     assert_alike(run, Path(calm.folder))
     third = machine(url, tmp_path / "third", monkeypatch)

@@ -74,6 +74,11 @@ class Node:
         return found
 
     @property
+    def wanted(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self.process is not None and self.process.poll() != -signal.SIGKILL
+
+    @property
     def running(self) -> bool:
         """Whether it was started and has not ended."""
         return self.process is not None and self.process.poll() is None
@@ -84,8 +89,15 @@ class Node:
         return self.log.read_bytes()[self.log_before :].decode(errors="replace") if self.log.exists() else ""
 
     def start(self) -> None:
-        """Begin it; `Cluster.wait` says when it has joined."""
+        """Begin it; `Cluster.wait` says when it has joined.
+
+        Again, at other ports: gRPC waits longer and longer, up to two minutes, before it tries an address again at
+        which nobody answered, and a head that does not reach a node for 15 seconds gives it up, which ends it. Where
+        nobody asks for ports Ray takes any, other ones each time.
+        """
         assert not self.pids, f"{self.name} runs already"
+        if self.process is not None:
+            self.words = _at_other_ports(self.words)
         self.log_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -161,13 +173,12 @@ class Cluster:
         machine has too much to do is started again, as a machine's service manager would.
         """
         until = time.monotonic() + patience_s
-        while not (all(JOINED in node.told for node in self.nodes if node.running) and self.alive() == nodes):
+        while not (all(JOINED in node.told for node in self.nodes if node.wanted) and self.alive() == nodes):
             for node in self.nodes:
-                if node.process is None or node.process.poll() in (None, -signal.SIGKILL):
-                    continue
-                assert STARVED in node.told, f"{node.name} ended:\n{node.told}"
-                node.kill()
-                node.start()
+                if node.wanted and not node.running:
+                    assert STARVED in node.told, f"{node.name} ended:\n{node.told}"
+                    node.kill()
+                    node.start()
             assert time.monotonic() < until, self.story()
             time.sleep(0.25)
 
@@ -265,6 +276,13 @@ def two_nodes(
         shutil.rmtree(temporary, ignore_errors=True)
     assert not [pid for node in (head, worker) for pid in node.pids]
     assert not temporary.exists()
+
+
+def _at_other_ports(words: list[str]) -> list[str]:
+    """`ray start`'s words with another number for each of `PORTS`."""
+    names = [word.partition("=")[0].removeprefix("--") for word in words]
+    others = iter(free_ports(len(PORTS)))
+    return [f"--{name}={next(others)}" if name in PORTS else word for name, word in zip(names, words, strict=True)]
 
 
 def _write_token(path: Path, secret: str) -> Path:

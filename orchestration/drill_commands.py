@@ -1,8 +1,10 @@
 """`t2i drill`: kill everything once, on the cluster that is there, and see that nothing changes."""
 
+import io
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from types import FrameType
 
 import click
@@ -59,13 +61,14 @@ def drill(app: App, kinds: str | None, seed: int, trials: int, bring_back: str |
     from orchestration.drill.page import as_json, page
     from orchestration.drill.reach import cluster
 
-    with _ended_like_interrupted(), cluster(plan.workers) as reached:
+    # Ray prints a page about each node and process that dies; here that is what was wanted.
+    with _ended_like_interrupted(), redirect_stdout(io.StringIO()), cluster(plan.workers) as reached:
         plan, skipped = possible(reached, plan, asked=kinds is not None)
-        one = Drill(plan, app.home, reached, app.say, app.progress(), bring_back)
+        one = Drill(plan, app.home, reached, partial(click.echo, err=True), app.progress(), bring_back)
         try:
             report = one.run(keep)
         except BaseException:
-            app.say(f"what was done is kept in {one.home.root}")
+            click.echo(f"what was done is kept in {one.home.root}", err=True)
             raise
     report.skipped = skipped
     app.say(page(report))

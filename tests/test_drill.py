@@ -403,7 +403,7 @@ class TestCommand:
     def test_one_that_was_cut_off_goes_on(self, t2i: T2i, cluster: FakeCluster, home: Path) -> None:
         FakeDriver.interrupt_at = 1440
         ended = t2i("drill", "--kill", "worker,trial,driver")
-        assert ended.code == 130 and f"what was done is kept in {home / 'drills'}" in ended.out
+        assert ended.code == 130 and f"what was done is kept in {home / 'drills'}" in ended.err
         assert all(driver.ended for driver in FakeDriver.all)
         before = len(cluster.killed)
         told = t2i("drill", "--kill", "worker,trial,driver", "--json").json

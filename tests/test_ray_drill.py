@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from .cluster_support import Cluster, two_nodes
 
 pytestmark = pytest.mark.ray_cluster
 PATIENCE_S = 1800.0
+TRIES = 5
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +28,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @contextmanager
 def who_brings_back(cluster: Cluster, folder: Path) -> Iterator[str]:
-    """A command that asks for the worker node again, and returns once that was begun; the nodes are this process's."""
+    """A command that asks for the worker node again, and returns once it is there; the nodes are this process's."""
     asked, done, over = folder / "asked", folder / "done", threading.Event()
     os.mkfifo(asked)
     os.mkfifo(done)
 
     def work() -> None:
         asked.read_text()
-        if not over.is_set():
+        # On a busy machine a raylet whose agents take longer than 15 s ends itself: whoever looks after it tries anew.
+        for _ in range(0 if over.is_set() else TRIES):
             cluster.worker.kill()
             cluster.worker.start()
+            with suppress(AssertionError):
+                cluster.wait(2)
+                break
+        if not over.is_set():
             done.write_text("begun")
 
     script = folder / "bring-back.sh"

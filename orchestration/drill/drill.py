@@ -146,7 +146,7 @@ class Drill:
         for strike in self.plan.strikes():
             if strike.kind in struck:
                 continue
-            field.seen = self._seen(f"drill: until the {strike.kind} is hit", self.campaign)
+            field.seen = self._seen(f"drill: {strike.kind}", self.campaign)
             field.draw = self.plan.draw(f"victim {strike.kind}")
             hit = field.strike(strike)
             if hit is None:

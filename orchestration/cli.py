@@ -17,6 +17,7 @@ from orchestration import (
     cluster_commands,
     data_commands,
     doctor_commands,
+    drill_commands,
     evaluation_commands,
     report_commands,
     reproduce_commands,
@@ -141,6 +142,7 @@ champion_commands.add_to(cli)
 cluster_commands.add_to(cli)
 submit_commands.add_to(cli)
 doctor_commands.add_to(cli)
+drill_commands.add_to(cli)
 serve_commands.add_to(cli)
 cli.add_command(data_commands.data)
 cli.add_command(stage_commands.stages)

@@ -184,6 +184,11 @@ class Tracker(Registry):
         with self._talk(f"looking up run {run_id}") as client:
             return _summary(client.get_run(run_id))
 
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """Every value of a metric, with the images at which it was recorded, in their order."""
+        with self._talk(f"looking up {metric} of run {run_id}") as client:
+            return sorted((each.step, each.value) for each in client.get_metric_history(run_id, metric))
+
     def _experiment_id(self, client: Any, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,9 @@ from orchestration.cluster import QUIET_ENVIRONMENT
 LOOPBACK, WORKER = "127.0.0.1", "127.0.0.2"
 """Where the nodes are: all of 127.0.0.0/8 is this machine."""
 MARK = "T2I_TEST_NODE"
-START_S = 90.0
+START_S = 300.0
+JOINED, STARVED = "Ray runtime started.", "The current node timed out during startup"
+"""What `ray start` says when its node has joined, and when it ends because that took more than 30 seconds."""
 PORTS = (
     "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port",
@@ -38,7 +40,8 @@ PORTS = (
 class Node:
     """One `ray start --block`: it and all that it started can be ended and started again.
 
-    words: of `ray start`. mark: in the environment of every process of this node, by which they are found.
+    words: of `ray start`. mark: in the environment of every process of this node, by which they are found. within:
+    the words of a command that runs another one elsewhere, such as in a network of its own.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Node:
     log: Path
     mark: str = field(default_factory=lambda: f"node-{secrets.token_hex(8)}")
     process: subprocess.Popen[bytes] | None = None
+    within: Sequence[str] = ()
+    log_before: int = 0
 
     @property
     def pid(self) -> int:
@@ -68,12 +73,23 @@ class Node:
                     found.append(int(folder.name))
         return found
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def told(self) -> str:
+        """What it has said since it was started last."""
+        return self.log.read_bytes()[self.log_before :].decode(errors="replace") if self.log.exists() else ""
+
     def start(self) -> None:
         """Begin it; `Cluster.wait` says when it has joined."""
         assert not self.pids, f"{self.name} runs already"
+        self.log_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *self.words],
+                [*self.within, sys.executable, "-m", "ray.scripts.scripts", "start", *self.words],
                 env={**self.environment, MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -139,14 +155,27 @@ class Cluster:
         return sum(one.get("raylet", {}).get("state") == "ALIVE" for one in summary)
 
     def wait(self, nodes: int = 2, patience_s: float = START_S) -> None:
-        """Until so many nodes are alive."""
+        """Until so many nodes are alive, and those that were started last are among them.
+
+        Of a node that was killed the head says for 15 seconds that it lives. A node that Ray gave up because the
+        machine has too much to do is started again, as a machine's service manager would.
+        """
         until = time.monotonic() + patience_s
-        while self.alive() != nodes:
+        while not (all(JOINED in node.told for node in self.nodes if node.running) and self.alive() == nodes):
             for node in self.nodes:
-                ended = node.process is not None and node.process.poll() not in (None, -signal.SIGKILL)
-                assert not ended, f"{node.name} ended:\n{node.log.read_text()}"
-            assert time.monotonic() < until, "\n".join(node.log.read_text() for node in self.nodes)
+                if node.process is None or node.process.poll() in (None, -signal.SIGKILL):
+                    continue
+                assert STARVED in node.told, f"{node.name} ended:\n{node.told}"
+                node.kill()
+                node.start()
+            assert time.monotonic() < until, self.story()
             time.sleep(0.25)
+
+    def story(self) -> str:
+        """For a message: what became of the nodes, and what each said since it was started last."""
+        ended = {node.name: node.process and node.process.poll() for node in self.nodes}
+        said = "\n".join(f"{node.name} said:\n{node.told[-3000:]}" for node in self.nodes)
+        return f"{self.alive()} nodes are alive; ended with {ended}\n{said}"
 
 
 def free_ports(count: int) -> list[int]:
@@ -170,11 +199,14 @@ def two_nodes(
     slots: int = 1,
     environment: Mapping[str, str] | None = None,
     worker_environment: Mapping[str, str] | None = None,
+    addresses: tuple[str, str] = (LOOPBACK, WORKER),
+    worker_within: Sequence[str] = (),
 ) -> Iterator[Cluster]:
     """A head and a worker with `cpus` and `slots` each; slots are the resource that campaigns need.
 
     folder: for the token's file and the nodes' output. environment: of all nodes; worker_environment: of the worker
-    on top. At the end no process and no folder of Ray is left: that is asserted.
+    on top. addresses: of head and worker; worker_within: see `Node`. At the end no process and no folder of Ray is
+    left: that is asserted.
     """
     # Ray's sockets lie in its temporary folder, and a socket's path is at most 107 characters.
     temporary = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))
@@ -202,18 +234,20 @@ def two_nodes(
         own = [f"--node-ip-address={ip}", f"--temp-dir={temporary / name}"]
         return [*shared, *own, *(f"--{port}={number}" for port, number in zip(PORTS, ports, strict=True))]
 
-    of_head = [*words("h", LOOPBACK, rest[: len(PORTS)]), "--head", f"--port={gcs_port}"]
+    of_head = [*words("h", addresses[0], rest[: len(PORTS)]), "--head", f"--port={gcs_port}"]
     of_head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     of_head += [f"--ray-client-server-port={client_port}"]
-    of_worker = [*words("w", WORKER, rest[len(PORTS) :]), f"--address={LOOPBACK}:{gcs_port}"]
+    gcs = f"{addresses[0]}:{gcs_port}"
+    of_worker = [*words("w", addresses[1], rest[len(PORTS) :]), f"--address={gcs}"]
     theirs = {**base, **(environment or {})}
     head = Node("head", of_head, theirs, folder / "head.log")
     worker = Node("worker", of_worker, {**theirs, **(worker_environment or {})}, folder / "worker.log")
+    worker.within = worker_within
     cluster = Cluster(
         head,
         worker,
         f"http://{LOOPBACK}:{dashboard_port}",
-        f"{LOOPBACK}:{gcs_port}",
+        gcs,
         base,
         secret,
         token_file,

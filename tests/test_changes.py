@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import search_spaces
 from orchestration.campaigns import changes
+from orchestration.campaigns.campaign import Plan
 from orchestration.campaigns.changes import MOST_FILES, code_files, code_version, differences
 from orchestration.campaigns.settings import CampaignSettings, Objective
 from search_spaces.space import load_space
@@ -85,6 +86,8 @@ def test_a_parameter_that_came_or_went() -> None:
 def test_what_changes_no_result_is_no_change() -> None:
     moved = BASE.replace({"resources.threads": 3, "resources.workers": 2})
     assert differences(stored(header()), header(base=moved)) == []
+    assert Plan(moved, SPACE, SETTINGS).name == Plan(BASE, SPACE, SETTINGS).name
+    assert Plan(BASE.replace({"training.seed": 7}), SPACE, SETTINGS).name != Plan(BASE, SPACE, SETTINGS).name
 
 
 def test_what_was_noted_while_it_ran_is_no_change() -> None:

@@ -434,6 +434,7 @@ if [[ $1 == start ]]; then
   [[ ${HEALTH:-0} == 1 ]] || echo "Ray runtime started."
   trap 'echo "ended" >>"$CALLS"; kill $!; exit' TERM
   sleep "${RAY_LASTS:-60}" &
+  echo $$ >>"$CALLS.started"
   wait
   exit
 fi
@@ -466,7 +467,9 @@ class Machine:
             "ray": RAY,
             "srun": SRUN,
             "scontrol": "#!/bin/sh\necho one\necho two\n",
-            "python": "#!/bin/sh\ncat >/dev/null\nsleep 1\n",
+            "scancel": '#!/bin/sh\necho "scancel $*" >>"$CALLS"\nkill $(cat "$CALLS".started)\n',
+            # The one that finds ports, and the one that counts nodes.
+            "python": '#!/bin/sh\ncat >/dev/null\n[ "$2" != 70012 ] || { echo 20012 20013 20014; exit; }\nsleep 1\n',
             "t2i": '#!/bin/sh\necho "t2i $RAY_ADDRESS $*" >>"$CALLS"\nexit "${CODE:-0}"\n',
         }.items():
             path = folder / "bin" / name
@@ -572,8 +575,12 @@ def test_a_slurm_job_starts_a_cluster_runs_the_command_and_ends(machine: Machine
     calls = machine.calls.read_text().splitlines()
     assert "t2i 10.0.0.9:20012 train xmcgan_laptop --set a=b c" in calls
     starts = [call for call in calls if call.startswith("token start")]
-    assert len(starts) == 2 and "--temp-dir=/tmp/ray-70012 --num-cpus=48 --num-gpus=4" in starts[0]
-    assert "--dashboard-port=30012" in "".join(starts) and "a=b" not in "".join(starts)
+    assert len(starts) == 2 and all("--num-cpus=48 --num-gpus=4" in start for start in starts)
+    assert len({re.search(r"--temp-dir=/tmp/ray-70012-\w{4}/ray ", start)[0] for start in starts}) == 2  # type: ignore[index]
+    assert "--dashboard-port=20013 --ray-client-server-port=20014" in "".join(starts) and "a=b" not in "".join(starts)
+    # Told to end, not killed: each puts its folder away.
+    assert calls.count("ended") == 2 and "scancel --signal=TERM 70012" in calls
+    assert not list(Path("/tmp").glob("ray-70012-*"))
     left = subprocess.run(["pgrep", "-f", "sleep 61.25"], capture_output=True, text=True, check=False).stdout
     assert left == ""
     assert machine.run(program, **slurm).returncode == 2

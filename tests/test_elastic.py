@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -184,7 +185,8 @@ class FakeCluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free: dict[str, float]) -> None:
         self.free, self.dead, self.clock = free, set[str](), 100.0
-        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": name, "Alive": True} for name in self.free])
+        self.places: dict[str, str] = {}
+        monkeypatch.setattr(ray, "nodes", self.nodes)
         monkeypatch.setattr(
             ray._private.state,
             "available_resources_per_node",
@@ -193,6 +195,10 @@ class FakeCluster:
         monkeypatch.setattr(elastic, "_answers", lambda node: node["NodeID"] not in self.dead)
         monkeypatch.setattr(time, "sleep", self.wait)
         monkeypatch.setattr(time, "monotonic", lambda: self.clock)
+
+    def nodes(self) -> list[dict[str, object]]:
+        one = {"Alive": True, "NodeManagerPort": 1}
+        return [{**one, "NodeID": name, "NodeManagerAddress": self.places.get(name, name)} for name in self.free]
 
     def wait(self, seconds: float) -> None:
         self.clock += seconds
@@ -270,6 +276,32 @@ def test_a_machine_that_does_not_answer_is_not_counted(cluster: FakeCluster) -> 
     fails(follows)
     assert begin(follows) == 1
     assert running(follows, "a", cluster.clock, None) is None
+
+
+@pytest.mark.parametrize(("nodes", "old"), [("abcd", 0.0), ("abc", 1.0)])
+def test_a_machine_back_before_its_end_was_noticed_is_counted_once(
+    cluster: FakeCluster, nodes: str, old: float
+) -> None:
+    """Ray then knows it twice, and says of the one that is gone that it is as it was."""
+    follows = policy()
+    cluster.free = {"a": 0.0, "b": 0.0, "c": 0.0, "d": old, "d again": 1.0}
+    cluster.places = {"d again": "d"}
+    assert running(follows, nodes, cluster.clock, None) is None
+    assert follows._room() == 4
+
+
+def test_it_says_in_rays_log_why_it_does_not_grow(cluster: FakeCluster, caplog: pytest.LogCaptureFixture) -> None:
+    follows = policy()
+    cluster.free["b"] = 0.0
+    with caplog.at_level(logging.INFO, "ray.train.elastic"):
+        begin(follows)
+        since = cluster.clock
+        cluster.wait(60)
+        for free in (0.0, 0.0, 1.0):
+            cluster.free = {"a": 0.0, "b": free}
+            running(follows, "a", since, SAVE)
+    said = [f"1 of 2 workers run, and there is room for {room}" for room in (1, 2)]
+    assert caplog.messages == ["1 of 2 workers are started", *said, "2 of 2 workers are started"]
 
 
 def test_workers_that_fail_before_anybody_looked_still_hold_their_place(cluster: FakeCluster) -> None:
@@ -358,7 +390,7 @@ def test_only_nodes_that_can_be_reached_answer() -> None:
             {"NodeID": name, "Alive": alive, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": one.getsockname()[1]}
             for name, alive, one in (("up", True, listening), ("gone", True, bound), ("told", False, listening))
         ]
-        assert elastic.answering(nodes) == {"up"}
+        assert elastic.answering(nodes) == {"up": f"127.0.0.1:{listening.getsockname()[1]}"}
 
 
 def test_ray_makes_its_trainer_as_this_one_expects() -> None:
@@ -406,26 +438,40 @@ def test_jobs_at_once_share_the_cluster(
     assert made == [sizes] and not list(tmp_path.iterdir())
 
 
-def test_whoever_watches_is_told_who_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fewest", "most", "have", "told"),
+    [
+        (2, 2, [2.0, 1.0, None, 1.0, 2.0], ["waiting for workers: each needs a CPU, 2 at the least, and the cluster "
+         "has 1: bring one", "there are enough machines again: it goes on from the last checkpoint"]),
+        (1, 4, [9.0, 2.0, 2.0, 5.0], ["there is a CPU for 2 of 4 workers: fewer train until machines come",
+         "there is a CPU for each of 4 workers: all train from a next checkpoint on"]),
+    ],
+)  # fmt: skip
+def test_whoever_watches_is_told_who_is_missing(
+    fewest: int, most: int, have: list[float | None], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(elastic, "say", said.append)
-    have: list[float | None] = [2.0, 1.0, None, 1.0, 2.0]
+    *some, last = have
 
     class Fake:
         def cluster_resources(self) -> dict[str, float]:
-            now = have.pop(0) if have else 2.0
+            now = some.pop(0) if some else last
             if now is None:
                 raise ConnectionError("the head does not answer")
             return {"CPU": now}
 
-    with SaysWhoIsMissing(Fake(), "CPU", 2, "bring one", every_s=0.01):
-        until = time.monotonic() + 10
-        while len(said) < 2 and time.monotonic() < until:
+    with SaysWhoIsMissing(Fake(), "CPU", fewest, most, "bring one", every_s=0.01):
+        until = time.monotonic() + 60
+        while len(said) < len(told) and time.monotonic() < until:
             time.sleep(0.01)
-    assert said == [
-        "waiting for workers: each needs a CPU, 2 at the least, and the cluster has 1: bring one",
-        "there are enough machines again: it goes on from the last checkpoint",
-    ]
+    assert said == told
+
+
+def test_a_jobs_log_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for style, says in (("lines", True), ("bars", False)):
+        monkeypatch.setenv("T2I_PROGRESS", style)
+        assert isinstance(launch._missing_named(None, "CPU", (1, 2), "soon"), SaysWhoIsMissing) == says
 
 
 # The end is the same.

@@ -121,7 +121,7 @@ def test_no_file_is_too_long(source: Source) -> None:
 def test_ray_is_named_in_few_places() -> None:
     """Where Ray is touched can be guessed: launching, campaigns, serving, tasks over data, and the cluster."""
     touching = {str(source.path.relative_to(REPOSITORY / "orchestration")) for source in SOURCES if uses_ray(source)}
-    folders = ("campaigns/", "clusters/", "doctor/", "serving/")
+    folders = ("campaigns/", "clusters/", "doctor/", "drill/", "serving/")
     assert {name for name in touching if not name.startswith(folders)} <= {
         "cluster.py",
         "data/shard_tasks.py",

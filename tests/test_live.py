@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from orchestration.campaigns.ledger import State, Trial
 from orchestration.campaigns.live import LiveTable, read_trials, trials_table
 from orchestration.campaigns.standing import Standing, bound_name, ranked, standing, told_lead
+from orchestration.stages import quiet
 from tests.report_support import (
     ACCURACY,
     FID,
@@ -230,6 +231,27 @@ def test_plain_progress_where_nobody_watches(tmp_path: Path) -> None:
     with LiveTable(tmp_path, made.settings, progress, stream=quiet_place, every_s=0.01):
         eventually(lambda: bool(told))
     assert set(told) == {("trials ended", 4, 4)} and quiet_place.getvalue() == ""
+
+
+def test_what_is_said_stays_above_the_table(tmp_path: Path) -> None:
+    made = population_campaign(tmp_path)
+    terminal = Terminal()
+    terminal.lines = ["before", ""]
+    with LiveTable(tmp_path, made.settings, stream=terminal, every_s=0.01) as table:
+        eventually(lambda: "4 of 4 trials ended" in (terminal.frames or [""])[-1])
+        table.say("a machine is gone")
+        eventually(lambda: terminal.frames[-1].startswith("before\na machine is gone\n4 of 4 trials ended\n"))
+        table.say("it is back")
+    assert terminal.lines == ["before", "a machine is gone", "it is back", ""]
+
+
+def test_what_is_said_is_a_line_of_a_log_that_asks_for_lines_and_silence_in_others(tmp_path: Path) -> None:
+    made = population_campaign(tmp_path)
+    for progress, shown in ((lambda *_: None, "a machine is gone\n"), (quiet, "")):
+        log = io.StringIO()
+        with LiveTable(tmp_path, made.settings, progress, stream=log, every_s=0.01) as table:
+            table.say("a machine is gone")
+        assert log.getvalue() == shown
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

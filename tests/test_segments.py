@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from orchestration.campaigns import segments
-from orchestration.campaigns.execution import FINISHED, SEGMENT, Desk
+from orchestration.campaigns.execution import FINISHED, SEGMENT, TURN, Desk, Room
 from orchestration.campaigns.ledger import Ledger, Reached, Segment, SegmentState
 from orchestration.campaigns.points import paper_point, trial_experiment
 from orchestration.campaigns.segments import RUNGS, Given, make_ready, reached_from_json, run_segment
@@ -116,16 +116,6 @@ def test_a_stretch_that_is_run_again_adds_nothing(tmp_path: Path) -> None:
     (folder / OUTCOME).unlink()
     assert train_worker(job, lambda _: None, CPU).status == "paused"
     assert (read_metrics(folder), hashes(folder / CHECKPOINTS)) == before
-
-
-def test_two_processes_never_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "PATIENCE_S", 0.05)
-    job = tiny_job(tmp_path, short_run())
-    with (
-        worker._only_writer(Path(job.folder)),
-        pytest.raises(RunError, match=r"another process still trains in .*: end it"),
-    ):
-        train_worker(job, lambda _: None, CPU)
 
 
 def test_the_papers_point_and_points_that_make_no_experiment() -> None:
@@ -455,6 +445,44 @@ def test_a_process_that_dies_is_told_with_what_its_folder_knows(given: Given) ->
     [ended] = conductor.ledger.segments()
     assert ended.state == SegmentState.FAILED and "its process died" in ended.reason
     assert ended.figures == first.figures and conductor.ledger.trial(0).run_id == first.run_id
+
+
+def test_a_lost_process_is_said(given: Given) -> None:
+    told = list[str]()
+    at_desk, _ = desk(given, [segment(0, 0)])
+    at_desk.say = told.append
+    at_desk.ask("a")
+    at_desk.ended("a", None)
+    assert len(told) == 1 and told[0].startswith("trial-0000 lost its process: killed, out of memory, or its machine")
+    at_desk.ask("b")
+    at_desk.ended("b", answer(0))
+    assert len(told) == 1
+
+
+def test_trials_that_wait_for_a_machine_are_told_of_once_and_when_they_wait_no_more() -> None:
+    have: list[int | None] = [2, 1, None, 1, 2, 2, 0]
+    told = list[str]()
+    room = Room(lambda: have.pop(0), told.append, every_s=0.0)
+    for begun in (2, 2, 2, 2, 2, 0, 0):
+        room.look(begun)
+    assert [line.partition(":")[0] for line in told] == [
+        "waiting for a machine",
+        "no trial waits for a machine any more",
+    ]
+    assert "2 trials are begun and the cluster has room for 1" in told[0] and have == []
+    seldom = Room(lambda: have.append(0) or 5, told.append, every_s=1000.0)  # type: ignore[func-returns-value]
+    for _ in range(3):
+        seldom.look(1)
+    assert have == [0]
+
+
+def test_each_segment_is_handed_out_with_a_later_turn(given: Given) -> None:
+    at_desk, _ = desk(given, [segment(0, 0)])
+    first = at_desk.ask("a")
+    at_desk.ended("a", None)
+    second = at_desk.ask("b")
+    assert isinstance(first, dict) and isinstance(second, dict)
+    assert second[TURN] > first[TURN]
 
 
 def test_what_the_conductor_raises_stops_the_campaign(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:

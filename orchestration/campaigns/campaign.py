@@ -51,8 +51,8 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of its folder: the same request finds, and resumes, the same campaign."""
-        told = [self.base.identity, self.base.resources.workers, self.space.model_dump(mode="json")]
+        """Of its folder: the same request finds, and resumes, the same campaign, on whatever resources."""
+        told = [self.base.identity, self.space.model_dump(mode="json")]
         return (
             self.given_name or f"{self.base.recipe}-{short_hash([*told, self.settings.model_dump(mode='json')])[:12]}"
         )
@@ -218,8 +218,8 @@ def _run(ledger: Ledger, plan: Plan, folder: Path, home: Home, tracker: Tracker,
         conductor = Conductor(ledger, settings, plan.space, proposer, mutable, book.seen)
         given = Given(plan.base, plan.space, prepared, folder, parent, tracker.home, tracker.uri, plan.name)
         try:
-            with LiveTable(folder, settings, progress):
-                execute(conductor, given, settings)
+            with LiveTable(folder, settings, progress) as shown:
+                execute(conductor, given, settings, say=shown.say)
         except BaseException as error:
             with suppress(RunError):
                 tracker.finish(parent, "FAILED", str(error) or type(error).__name__)

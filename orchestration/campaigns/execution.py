@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -17,18 +18,20 @@ from typing import Any, Protocol
 
 from orchestration.campaigns.ledger import Reached, Segment
 from orchestration.campaigns.leftovers import Leftovers
-from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment
+from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment, trial_name
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.cluster import ray_cluster, require, signals_kept, wants_gpu
 from orchestration.errors import RequestError, RunError
 from orchestration.home import pull
+from orchestration.progress import Say
 from orchestration.remote.places import told
 from orchestration.stages import Progress, quiet
+from orchestration.training.turn import next_turn
 
 __all__ = ["SLOT", "Conducts", "Given", "execute"]
 
 SLOT = "trial_slot"
-SEGMENT, WORKERS, REACHED = "segment", "workers", "reached"
+SEGMENT, WORKERS, TURN, REACHED = "segment", "workers", "turn", "reached"
 STORAGE = ".tune-"
 FINISHED = "FINISHED"  # as Tune's Searcher.FINISHED
 
@@ -47,12 +50,18 @@ class Conducts(Protocol):
 
 
 def execute(
-    conductor: Conducts, given: Given, settings: CampaignSettings, progress: Progress = quiet, work: Work = run_segment
+    conductor: Conducts,
+    given: Given,
+    settings: CampaignSettings,
+    progress: Progress = quiet,
+    work: Work = run_segment,
+    say: Say = lambda _: None,
 ) -> None:
     """Run segments until the conductor is done. progress: told how many of those begun have ended.
 
-    work: carries one out in another process. Raises RequestError when the cluster cannot run one, RunError when the
-    conductor fails, KeyboardInterrupt on Ctrl-C; what was begun then stays so, and goes on when it is resumed.
+    say: told of machines that are lost and waited for. work: carries one out in another process. Raises RequestError
+    when the cluster cannot run one, RunError when the conductor fails, KeyboardInterrupt on Ctrl-C; what was begun then
+    stays so, and goes on when it is resumed.
     """
     resources = given.base.resources
     at_once, workers = settings.concurrent, resources.min_workers or resources.workers
@@ -65,7 +74,7 @@ def execute(
             f"start each node that trains with --resources='{{\"{SLOT}\": N}}', N trials of it at a time",
         )
         leftovers = Leftovers(ray, SLOT)
-        desk = Desk(conductor, given, at_once, progress, leftovers)
+        desk = Desk(conductor, given, at_once, progress, leftovers, Room(lambda: slots(ray), say), say)
         given = replace(given, at_once=at_once)
         gpu = wants_gpu(given.base.resources.use_gpu, ray)
         for left_over in given.folder.glob(f"{STORAGE}*"):
@@ -96,9 +105,11 @@ class Desk:
         at_once: int,
         progress: Progress,
         leftovers: Leftovers | None = None,
+        room: "Room | None" = None,
+        say: Say = lambda _: None,
     ) -> None:
         self.conductor, self.given, self.at_once, self.progress = conductor, given, at_once, progress
-        self.leftovers = leftovers
+        self.leftovers, self.room, self.say = leftovers, room, say
         self.out: dict[str, Segment] = {}
         self.begun = 0
         self.finished = False
@@ -114,6 +125,8 @@ class Desk:
             raise self.error
         if self.leftovers:
             self.leftovers.look()
+        if self.room:
+            self.room.look(len(self.out))
         # Tune asks ten times a second; the conductor's answer changes only when a segment ends.
         if len(self.out) >= self.at_once or (self.out and self._nothing_new):
             return None
@@ -129,7 +142,8 @@ class Desk:
             return FINISHED if self.finished else None
         self.out[key] = segment
         self.begun += 1
-        return {SEGMENT: json.dumps(asdict(segment)), WORKERS: self._workers(segment)}
+        turn = next_turn(self.given.trial_folder(segment.trial))
+        return {SEGMENT: json.dumps(asdict(segment)), WORKERS: self._workers(segment), TURN: list(turn)}
 
     def _workers(self, segment: Segment) -> int:
         try:
@@ -152,10 +166,48 @@ class Desk:
                     self.leftovers.suspect(not any(self._workers(other) > 1 for other in self.out.values()))
                 pull(self.given.trial_folder(segment.trial))
                 reached = failed(self.given.trial_folder(segment.trial), "its process died: killed, or out of memory")
+                self.say(
+                    f"{trial_name(segment.trial)} lost its process: killed, out of memory, or its machine is gone or "
+                    "cut off; it goes on from its last checkpoint, unless that has happened too often"
+                )
             self.conductor.ended(segment, reached)
             self.progress("segments", self.begun - len(self.out), self.begun)
         except Exception as error:
             self.error = self.error or error
+
+
+class Room:
+    """Says when fewer trials have room than are begun. slots: how many have, None when nobody knows."""
+
+    def __init__(self, slots: Callable[[], int | None], say: Say, every_s: float = 5.0) -> None:
+        self.slots, self.say, self.every_s = slots, say, every_s
+        self._next_look, self._waiting = 0.0, False
+
+    def look(self, begun: int) -> None:
+        """Look now and then; to be called often."""
+        if time.monotonic() < self._next_look:
+            return
+        have = self.slots()
+        self._next_look = time.monotonic() + self.every_s
+        if have is None:
+            return
+        waiting = have < begun
+        if waiting and not self._waiting:
+            self.say(
+                f"waiting for a machine: {begun} trials are begun and the cluster has room for {have}: bring machines "
+                "back, or wait until others have ended"
+            )
+        elif self._waiting and not waiting:
+            self.say("no trial waits for a machine any more")
+        self._waiting = waiting
+
+
+def slots(ray: Any) -> int | None:
+    """How many trials the cluster has room for, whether they run or not; None when its head does not answer."""
+    try:
+        return int(ray.cluster_resources().get(SLOT, 0))
+    except Exception:
+        return None
 
 
 def _tune(desk: Desk, given: Given, gpu: bool, work: Work, storage: Path) -> None:
@@ -212,7 +264,8 @@ def _tune(desk: Desk, given: Given, gpu: bool, work: Work, storage: Path) -> Non
 
 def carry_out(config: dict[str, Any], told: dict[str, Any], work: Work) -> dict[str, str]:
     """What a Tune trial runs."""
-    return {REACHED: json.dumps(work({**told, SEGMENT: json.loads(config[SEGMENT])}))}
+    given = {**told, SEGMENT: json.loads(config[SEGMENT]), TURN: config[TURN]}
+    return {REACHED: json.dumps(work(given))}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TextIO
 
 from orchestration.campaigns.conductor import best
@@ -101,6 +102,7 @@ class LiveTable:
         self._redraws = _can_redraw(stream)
         self._drawn = 0
         self._last = ""
+        self._said: SimpleQueue[str] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="campaign-table", daemon=True)
 
@@ -108,6 +110,10 @@ class LiveTable:
         if self._redraws or self.progress is not quiet:
             self._thread.start()
         return self
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the table, or between the lines of `progress`; silence where nothing is shown."""
+        self._said.put(line)
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -119,10 +125,12 @@ class LiveTable:
             while not self._stop.wait(self.every_s):
                 self._show()
             self._replace("")
+            self._tell()
         except (OSError, ValueError):  # the terminal is gone: nobody is left to be shown anything
             return
 
     def _show(self) -> None:
+        self._tell()
         try:
             trials = read_trials(self.folder)
         except sqlite3.Error:
@@ -131,6 +139,15 @@ class LiveTable:
             self._draw([_as_it_runs(trial, self.folder) for trial in trials])
         else:
             self.progress("trials ended", sum(trial.state.ended for trial in trials), self.settings.trials)
+
+    def _tell(self) -> None:
+        lines = [self._said.get() for _ in range(self._said.qsize())]
+        if not lines:
+            return
+        self._replace("")
+        self._stream.write("".join(f"{line}\n" for line in lines))
+        self._stream.flush()
+        self._last = ""
 
     def _draw(self, trials: Sequence[Trial]) -> None:
         columns, rows = shutil.get_terminal_size((WIDTH, 24))

@@ -12,7 +12,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from orchestration.tracking import Mirror, Tracker
 from orchestration.training.launch import EXPERIMENT_FILE, fit, run_tags, train_part, validation_figures
 from orchestration.training.recorder import Recorder, read_metrics
 from orchestration.training.state import MANIFEST, UNFINISHED, Checkpoint, newest_checkpoint, open_checkpoint
+from orchestration.training.turn import Superseded, Turn
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores, train_worker
 from search_spaces.space import Space, Value
 
@@ -136,21 +137,28 @@ def reached_from_json(values: Mapping[str, Any]) -> Reached:
 def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
     """Train one segment; what was begun before a kill goes on. Whatever goes wrong is a `Reached` with the reason.
 
-    given: `Given.to_json()` and, as "segment", `asdict(segment)`. Returns `asdict(Reached)`.
+    given: `Given.to_json()`, as "segment" `asdict(segment)`, and as "turn" the driver's `next_turn`, by default the one
+    after the folder's. Returns `asdict(Reached)`.
     """
     segment = segment_from_json(given["segment"])
+    turn: Turn | None = None
     folder = Given.from_json(given).trial_folder(segment.trial)
     try:
         told = Given.from_json(places.here(given))
         folder = told.trial_folder(segment.trial)
         with taking(folder, places.written_here(given)):
-            reached = _run(told, segment, folder)
+            turn = Turn.take(folder, tuple(given.get("turn", ())))
+            reached = _run(told, segment, turn)
     except (RequestError, RunError) as error:
+        if isinstance(error, Superseded):
+            log.warning("%s", error)  # nobody hears what is returned
         reached = failed(folder, str(error))
     except Exception as error:
         sentence = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        story = traceback.format_exc()
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FAILURE, traceback.format_exc())
+        with suppress(RunError), turn.writing() if turn else nullcontext():
+            write_atomically(folder / FAILURE, story)
         reached = failed(folder, f"{sentence} (the whole story is in {folder / FAILURE})")
     finally:
         # The process may be used again: nets are cycles, and a compiler counts how often it met the same code.
@@ -199,20 +207,22 @@ def failed(folder: Path, reason: str) -> Reached:
     return Reached(SegmentState.FAILED, kimg, figures, None, None, run_id, identity, reason)
 
 
-def _run(given: Given, segment: Segment, folder: Path) -> Reached:
+def _run(given: Given, segment: Segment, turn: Turn) -> Reached:
+    folder = turn.folder
     experiment = given.experiment(segment)
     tracker = Tracker(given.home, given.uri)
     prepared = _prepared(given, experiment, tracker)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
-    write_atomically(folder / PREPARED, json.dumps(prepared.to_json(), indent=1))
-    begun = make_ready(given, segment, folder, experiment.identity)
-    (folder / OUTCOME).unlink(missing_ok=True)
-    start = partial(_start_run, tracker, given, segment, folder, experiment, prepared)
+    with turn.writing():
+        write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
+        write_atomically(folder / PREPARED, json.dumps(prepared.to_json(), indent=1))
+        begun = make_ready(given, segment, folder, experiment.identity)
+        (folder / OUTCOME).unlink(missing_ok=True)
+    start = partial(_start_run, tracker, given, segment, turn, experiment, prepared)
     begun = start(begun)
     with Mirror(tracker, begun.run_id, folder) if begun.run_id else nullcontext():
         train_here_or_there(
-            Job(experiment, prepared, str(folder), 1, segment.until_kimg, stop_on_collapse=True), given.at_once
+            Job(experiment, prepared, str(folder), 1, segment.until_kimg, stop_on_collapse=True, turn=turn.order),
+            given.at_once,
         )
     if begun.run_id is None:
         # MLflow was away when it began; what the folder holds is sent now, or by whoever mirrors it next.
@@ -220,7 +230,7 @@ def _run(given: Given, segment: Segment, folder: Path) -> Reached:
         if begun.run_id:
             with Mirror(tracker, begun.run_id, folder):
                 pass
-    return _reached(segment, folder, begun)
+    return _reached(segment, turn, begun)
 
 
 def train_here_or_there(job: Job, at_once: int) -> None:
@@ -249,7 +259,7 @@ def _start_run(
     tracker: Tracker,
     given: Given,
     segment: Segment,
-    folder: Path,
+    turn: Turn,
     experiment: Experiment,
     prepared: Prepared,
     begun: Begun,
@@ -268,7 +278,8 @@ def _start_run(
     except RunError:
         return begun
     begun = replace(begun, run_id=run_id)
-    write_atomically(folder / BEGUN, json.dumps(asdict(begun)))
+    with turn.writing():
+        write_atomically(turn.folder / BEGUN, json.dumps(asdict(begun)))
     return begun
 
 
@@ -357,8 +368,9 @@ def _rung(folder: Path, step: int) -> Path:
     return folder / RUNGS / f"step-{step:03d}"
 
 
-def _reached(segment: Segment, folder: Path, begun: Begun) -> Reached:
+def _reached(segment: Segment, turn: Turn, begun: Begun) -> Reached:
     """What came of the training; the checkpoint it ended at becomes the trial's rung."""
+    folder = turn.folder
     outcome = read_outcome(folder)
     if outcome is None:
         return failed(folder, "its training ended without an outcome")
@@ -371,8 +383,9 @@ def _reached(segment: Segment, folder: Path, begun: Begun) -> Reached:
     if newest is None or newest.images_seen != outcome.images_seen:
         return failed(folder, f"it ended at {kimg:g} kimg and left no whole checkpoint there")
     rung = _rung(folder, segment.step)
-    rung.parent.mkdir(exist_ok=True)
-    _copy(newest.folder, rung)
+    with turn.writing():
+        rung.parent.mkdir(exist_ok=True)
+        _copy(newest.folder, rung)
     relative = rung.relative_to(folder.parent.parent)
     return Reached(state, kimg, figures, str(relative), newest.digest, *about)
 

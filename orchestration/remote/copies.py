@@ -317,7 +317,7 @@ class _Push:
     """One publication of one folder."""
 
     def __init__(self, copy: WorkingCopy, folder: Path) -> None:
-        self.store, self.folder, self.place = copy.store, folder, copy.name(folder)
+        self.copy, self.store, self.folder, self.place = copy, copy.store, folder, copy.name(folder)
         # Checkpoints are listed before the records are read, so that these reach at least as far.
         self.here = _Here.of(folder)
         self.there = _Listing.of(self.store.sizes(self.place))
@@ -331,6 +331,8 @@ class _Push:
         gone = self.there.files.keys() - self.here.files.keys()
         self._remove(sorted(gone))
         sent = [self._send(name, digest) for name, digest in self.here.checkpoints.items()]
+        # Sending takes long: meanwhile another copy may have taken the folder over.
+        self.copy.require_writer(self.folder)
         if all(sent):
             for name in sorted(self.there.checkpoints.keys() - self.here.checkpoints.keys() - self.here.damaged):
                 self._drop(name)
@@ -397,6 +399,7 @@ class _Push:
                     self.store.copy(f"{self.place}/{twin}/{file}", f"{self.place}/{name}/{file}")
                 else:
                     self.store.put_file(source / file, f"{self.place}/{name}/{file}")
+            self.copy.require_writer(self.folder)
             self.store.put(f"{self.place}/{name}/{MANIFEST}", manifest)
         except FileNotFoundError:
             if source.is_dir():

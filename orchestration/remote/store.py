@@ -166,13 +166,18 @@ class Store:
             except LASTING:
                 raise
             except Exception as error:
-                # Libraries of stores have types of their own for what is a matter of rights.
-                if "Credential" in type(error).__name__ or "Token" in type(error).__name__:
+                if _matter_of_rights(error):
                     raise PermissionError(_first_line(error)) from error
                 if attempt == self.attempts:
                     raise Away(_first_line(error)) from error
                 time.sleep(random.uniform(0, min(LONGEST_S, FIRST_S * 2 ** (attempt - 1))))
         raise AssertionError
+
+
+def _matter_of_rights(error: Exception) -> bool:
+    """Libraries of stores have types and words of their own for it; gcsfs says of a 403 that it is an OSError."""
+    name = type(error).__name__
+    return "Credential" in name or "Token" in name or (type(error) is OSError and str(error).startswith("Forbidden: "))
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ at any moment, which throws away all since the last checkpoint. This one counts 
 takes numbers that share out the batch evenly, and grows right after a checkpoint.
 """
 
+import logging
 import socket
 import sys
 import threading
@@ -34,6 +35,8 @@ from tqdm import tqdm
 from orchestration.errors import RunError
 from orchestration.training.worker import SAVED
 
+# Ray Train keeps what its controller says: in the session's logs/train, on the machine of the command.
+LOG = logging.getLogger("ray.train.elastic")
 LOOK_S = 1.0
 ANSWER_S = 2.0
 SETTLE_S = 5.0
@@ -56,6 +59,7 @@ class FollowsCluster(ElasticScalingPolicy):
         self._started = 0
         self._nodes: list[str] | None = None
         self._waiting_since: float | None = None
+        self._said = ""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with what there is, or look again. Raises ControllerError, which ends the run, when it gives up."""
@@ -87,7 +91,8 @@ class FollowsCluster(ElasticScalingPolicy):
         running = worker_group_state.num_workers
         if time.monotonic() - worker_group_state.start_time < self.scaling_config.elastic_resize_monitor_interval_s:
             return NoopDecision()
-        size = self._largest(self._room())
+        size = self._largest(room := self._room())
+        self._say(f"{running} of {self.sizes[-1]} workers run, and there is room for {room}")
         return self._start(size) if size > running else NoopDecision()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -105,16 +110,25 @@ class FollowsCluster(ElasticScalingPolicy):
     def _largest(self, room: int) -> int:
         return max((size for size in self.sizes if size <= room), default=0)
 
+    def _say(self, sentence: str) -> None:
+        if sentence != self._said:
+            LOG.info(sentence)
+        self._said = sentence
+
     def _start(self, size: int) -> ScalingDecision:
+        self._say(f"{size} of {self.sizes[-1]} workers are started")
         self._started, self._nodes = size, None
         return self._get_resize_decision(size)
 
     def _room(self) -> int:
         """So many workers fit: in what is free, and in what the last ones hold on machines that are left."""
-        alive = answering(ray.nodes())
         free = ray._private.state.available_resources_per_node()
-        held = self._started if self._nodes is None else sum(node in alive for node in self._nodes)
-        return held + room_for([free.get(node, {}) for node in alive], self._each)
+        fit: dict[str, int] = {}
+        for node, machine in answering(ray.nodes()).items():
+            held = 0 if self._nodes is None else self._nodes.count(node)
+            # A machine that came back before its end was noticed is two nodes.
+            fit[machine] = max(fit.get(machine, 0), held + room_for([free.get(node, {})], self._each))
+        return sum(fit.values()) + (self._started if self._nodes is None else 0)
 
     @property
     def _each(self) -> Mapping[str, float]:
@@ -140,13 +154,17 @@ def room_for(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) ->
     return sum(min(int(free.get(name, 0.0) // units) for name, units in each.items() if units) for free in nodes)
 
 
-def answering(nodes: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Ids of those nodes of `ray.nodes()` whose Ray can be reached: of one that died it is said at once that it lives,
-    15 seconds later that it does not."""
+def answering(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Those nodes of `ray.nodes()` whose Ray can be reached, and where: of one that died it is said at once that it
+    lives, 15 seconds later that it does not."""
     alive = [node for node in nodes if node["Alive"]]
     with ThreadPoolExecutor(max_workers=32) as pool:
         answers = list(pool.map(_answers, alive))
-    return {node["NodeID"] for node, answer in zip(alive, answers, strict=True) if answer}
+    return {
+        node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        for node, answer in zip(alive, answers, strict=True)
+        if answer
+    }
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
@@ -170,10 +188,11 @@ class ElasticTrainer(TorchTrainer):
 
 
 class SaysWhoIsMissing:
-    """While a run has fewer machines than it needs, tells the person who is watching, from a thread."""
+    """While a run has fewer machines than it needs, or than it could use, tells whoever is watching, from a thread."""
 
-    def __init__(self, ray: Any, kind: str, fewest: int, advice: str, every_s: float = 5.0) -> None:
-        self.ray, self.kind, self.fewest, self.advice, self.every_s = ray, kind, fewest, advice, every_s
+    def __init__(self, ray: Any, kind: str, fewest: int, most: int, advice: str, every_s: float = 5.0) -> None:
+        self.ray, self.kind, self.fewest, self.most, self.advice = ray, kind, fewest, most, advice
+        self.every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -186,18 +205,27 @@ class SaysWhoIsMissing:
         self._thread.join()
 
     def _watch(self) -> None:
-        waiting = False
+        before = self.most
         while not self._stop.wait(self.every_s):
             try:
-                have = int(self.ray.cluster_resources().get(self.kind, 0))
+                have = min(self.most, int(self.ray.cluster_resources().get(self.kind, 0)))
             except Exception:
                 continue  # the head does not answer: whoever trains hears of it
-            if have < self.fewest and not waiting:
-                say(f"waiting for workers: each needs a {self.kind}, {self.fewest} at the least, and the cluster has "
-                    f"{have}: {self.advice}")  # fmt: skip
-            if have >= self.fewest and waiting:
-                say("there are enough machines again: it goes on from the last checkpoint")
-            waiting = have < self.fewest
+            if have != before:
+                say(self._sentence(have, before))
+            before = have
+
+    def _sentence(self, have: int, before: int) -> str:
+        if have < self.fewest:
+            return (
+                f"waiting for workers: each needs a {self.kind}, {self.fewest} at the least, and the cluster has "
+                f"{have}: {self.advice}"
+            )
+        if before < self.fewest:
+            return "there are enough machines again: it goes on from the last checkpoint"
+        if have < self.most:
+            return f"there is a {self.kind} for {have} of {self.most} workers: fewer train until machines come"
+        return f"there is a {self.kind} for each of {self.most} workers: all train from a next checkpoint on"
 
 
 def say(line: str) -> None:

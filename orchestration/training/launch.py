@@ -17,13 +17,14 @@ from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive, pull
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
-from orchestration.progress import Watcher, person_watching
+from orchestration.progress import Watcher, default_progress
 from orchestration.remote import places
 from orchestration.stage_store import PREPARED
 from orchestration.stages import Progress, quiet, write_atomically
 from orchestration.tracking import Mirror, Tracker
 from orchestration.training.recorder import last_metrics, read_metrics
 from orchestration.training.state import Checkpoint, newest_checkpoint
+from orchestration.training.turn import next_turn
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores
 
 EXPERIMENT_FILE = "experiment.json"
@@ -137,7 +138,7 @@ def _train(
         (folder / OUTCOME).unlink(missing_ok=True)
         with Mirror(tracker, run_id, folder), Watcher(folder, experiment.training.kimg, progress):
             try:
-                carry_out(Job(experiment, prepared, str(folder), 1))
+                carry_out(Job(experiment, prepared, str(folder), 1, turn=next_turn(folder)))
             except BaseException as error:
                 with suppress(RunError):
                     tracker.finish(run_id, "FAILED", str(error) or type(error).__name__)
@@ -187,7 +188,7 @@ def fit(job: Job, at_once: int = 1) -> None:
         threads = resources.threads or share_of_cores(resources.workers * at_once)
         limit = f"within {resources.wait_minutes:g} minutes" if elastic else "(there is no limit)"
         try:
-            with _missing_named(ray, kind, sizes[0], limit), signals_kept():
+            with _missing_named(ray, kind, sizes, limit), signals_kept():
                 _trainer(job, sizes, use_gpu, threads, storage).fit()
             pull(Path(job.folder), writing=True)
         except Exception as error:
@@ -208,13 +209,13 @@ def _sizes(experiment: Experiment) -> tuple[int, ...]:
     )
 
 
-def _missing_named(ray: Any, kind: str, fewest: int, limit: str) -> AbstractContextManager[Any]:
-    if not person_watching():
+def _missing_named(ray: Any, kind: str, sizes: tuple[int, ...], limit: str) -> AbstractContextManager[Any]:
+    if default_progress() is quiet:
         return nullcontext()
     from orchestration.training.elastic import SaysWhoIsMissing
 
     advice = f"bring machines back {limit}, or press Ctrl-C and repeat the command later"
-    return SaysWhoIsMissing(ray, kind, fewest, advice)
+    return SaysWhoIsMissing(ray, kind, sizes[0], sizes[-1], advice)
 
 
 def _trainer(job: Job, sizes: tuple[int, ...], use_gpu: bool, threads: int, storage: Path) -> Any:

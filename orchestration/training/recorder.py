@@ -4,6 +4,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from orchestration.evaluation.pixels import to_bytes
 from orchestration.stages import write_atomically
+from orchestration.training.turn import Writing
 
 METRICS, PICTURES = "metrics.jsonl", "pictures"
 
@@ -29,14 +31,16 @@ class MetricsLine(TypedDict):
 class Recorder:
     """Appends to a run folder. `resume_at` forgets what was recorded after that many images: it will come again.
 
-    latest: the newest value of each metric, so that nobody has to read the growing file again.
+    latest: the newest value of each metric, so that nobody has to read the growing file again. writing: all is written
+    within it.
     """
 
-    def __init__(self, folder: Path, resume_at: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, resume_at: int, writing: Writing = nullcontext) -> None:
+        self.folder, self.writing = folder, writing
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(folder) if line["images"] <= resume_at]
-        write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        with writing():
+            kept = [line for line in read_metrics(folder) if line["images"] <= resume_at]
+            write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self.latest = last_metrics(kept)
 
     def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
@@ -47,15 +51,17 @@ class Recorder:
             "time": time.time(),
             "metrics": dict(values),
         }
-        with (self.folder / METRICS).open("a") as file:
+        with self.writing(), (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.latest.update(values)
 
     def picture(self, images_seen: int, pictures: Tensor, columns: int) -> Path:
         """A grid of pictures (B,3,H,W) in [-1, 1]."""
         path = self.folder / PICTURES / f"kimg-{images_seen / 1000:010.3f}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, png_bytes(tile(pictures, columns)))
+        content = png_bytes(tile(pictures, columns))
+        with self.writing():
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, content)
         return path
 
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from models.encoders.image import WeightsMissing
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.stages import file_sha256, list_files, write_atomically
+from orchestration.training.turn import Writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -146,12 +148,17 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    state: TrainingState, experiment: Experiment, provenance: Provenance, parent: Path, text: Path | None = None
+    state: TrainingState,
+    experiment: Experiment,
+    provenance: Provenance,
+    parent: Path,
+    text: Path | None = None,
+    writing: Writing = nullcontext,
 ) -> Path:
     """Write the state under `parent`, whole or not at all, and drop the oldest beyond `keep_checkpoints`.
 
     text: the folder of the trained text encoder, which is taken along so that the checkpoint reads captions anywhere.
-    Raises RunError when it cannot be written.
+    writing: within it the checkpoint takes its place. Raises RunError when it cannot be written.
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"kimg-{state.kimg:010.3f}"
@@ -181,19 +188,22 @@ def save_checkpoint(
         }
         manifest["manifest_sha256"] = _manifest_digest(manifest)
         write_atomically(working / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-        if folder.exists():
-            shutil.rmtree(folder)
-        working.replace(folder)
-        _sync_directory(parent)
+        with writing():
+            if folder.exists():
+                shutil.rmtree(folder)
+            working.replace(folder)
+            _sync_directory(parent)
+            for old in checkpoint_folders(parent)[: -experiment.training.keep_checkpoints]:
+                shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        with writing():
+            pass  # whoever has taken the folder over has swept away what was half written: that is the reason
         raise RunError(
             f"no checkpoint could be written to {parent} ({error}): free some disk, then repeat the command to go on "
             "from the checkpoint before"
         ) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
-    for old in checkpoint_folders(parent)[: -experiment.training.keep_checkpoints]:
-        shutil.rmtree(old, ignore_errors=True)
     return folder
 
 

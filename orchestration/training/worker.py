@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from models.contract import Batch, Nets
 from models.parallel import Ranks, current_ranks
 from orchestration.config import Experiment, parse_experiment
 from orchestration.data.batches import TrainingStream, held_out_captions
 from orchestration.data.sampler import derive_seed
-from orchestration.errors import RunError
 from orchestration.evaluation.collapse import Collapsed, Ending, collapse_reason, end_together
 from orchestration.evaluation.judging import BrokenPictures, Judge, Verdict
 from orchestration.evaluation.looking import drawer
@@ -41,10 +40,10 @@ from orchestration.training.state import (
     restore,
     save_checkpoint,
 )
+from orchestration.training.turn import Order, Turn, Writing
 
 CHECKPOINTS, OUTCOME = "checkpoints", "outcome.json"
 SAVED = "checkpoint_kimg"  # beside "kimg" in every report: where the newest checkpoint is
-PATIENCE_S = 60.0
 GRID_PICTURES, GRID_SEED = 32, 4321
 
 Report = Callable[[Mapping[str, float]], None]
@@ -56,7 +55,7 @@ class Job:
     """All a worker needs; crosses process borders as JSON.
 
     until_kimg: where this stretch of the training ends, None for the experiment's whole length. stop_on_collapse: end
-    where all pictures drawn are nearly one, as campaigns do.
+    where all pictures drawn are nearly one, as campaigns do. turn: of whoever has it carried out; () for a new one.
     """
 
     experiment: Experiment
@@ -65,6 +64,7 @@ class Job:
     threads: int
     until_kimg: float | None = None
     stop_on_collapse: bool = False
+    turn: Order = ()
 
     @property
     def whole(self) -> bool:
@@ -88,6 +88,7 @@ class Job:
             "threads": self.threads,
             "until_kimg": self.until_kimg,
             "stop_on_collapse": self.stop_on_collapse,
+            "turn": list(self.turn),
         }
 
     @classmethod
@@ -99,6 +100,7 @@ class Job:
             values["threads"],
             values.get("until_kimg"),
             values.get("stop_on_collapse", False),
+            tuple(values.get("turn", ())),
         )
 
 
@@ -122,35 +124,31 @@ def read_outcome(folder: Path) -> Outcome | None:
 def train_worker(job: Job, report: Report, device: torch.device) -> Outcome:
     """Train from the newest verified checkpoint to the stretch's end, or to divergence. Every rank calls it.
 
-    Raises RunError when another process still trains in the job's folder, or what it left cannot be published.
+    Raises Superseded when another process has begun to train in the job's folder meanwhile, RunError when what was
+    left cannot be published.
     """
     torch.set_num_threads(job.threads)
     ranks, folder = current_ranks(), Path(job.folder)
     if ranks.rank != 0:
-        return _train(job, report, device, ranks, lambda: None)
-    with _only_writer(folder), publishing(folder) as saved:
-        return _train(job, report, device, ranks, saved)
+        return _train(job, report, device, ranks)
+    with publishing(folder) as saved:
+        # Workers may outlive the process that started them, and a machine that was given up: two never write one run.
+        return _train(job, report, device, ranks, saved, Turn.take(folder, job.turn).writing)
 
 
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Workers that outlive the process that started them have some seconds to go; two must not write one run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".training.lock")
-    try:
-        lock.acquire(timeout=PATIENCE_S)
-    except Timeout as error:
-        raise RunError(
-            f"another process still trains in {folder} after {PATIENCE_S:g} s: end it, then repeat the command"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _nothing() -> None:
+    pass
 
 
-def _train(job: Job, report: Report, device: torch.device, ranks: Ranks, saved: Callable[[], None]) -> Outcome:
-    session = Session(job, device, ranks, report, saved)
+def _train(
+    job: Job,
+    report: Report,
+    device: torch.device,
+    ranks: Ranks,
+    saved: Callable[[], None] = _nothing,
+    writing: Writing = nullcontext,
+) -> Outcome:
+    session = Session(job, device, ranks, report, saved, writing)
     try:
         run(session.trainer, session.after_iteration)
         session.finish()
@@ -161,17 +159,28 @@ def _train(job: Job, report: Report, device: torch.device, ranks: Ranks, saved: 
     except Collapsed as error:
         outcome = Outcome("collapsed", error.reason, session.state.images_seen)
     if ranks.rank == 0:
-        write_atomically(Path(job.folder) / OUTCOME, json.dumps(asdict(outcome)))
+        with writing():
+            write_atomically(Path(job.folder) / OUTCOME, json.dumps(asdict(outcome)))
     return outcome
 
 
 class Session:
-    """One worker's part of one run: the trainer and what is due at which point. saved: called after a checkpoint."""
+    """One worker's part of one run: the trainer and what is due at which point.
+
+    saved: called after a checkpoint. writing: all that is written is, within it.
+    """
 
     def __init__(
-        self, job: Job, device: torch.device, ranks: Ranks, report: Report, saved: Callable[[], None] = lambda: None
+        self,
+        job: Job,
+        device: torch.device,
+        ranks: Ranks,
+        report: Report,
+        saved: Callable[[], None] = _nothing,
+        writing: Writing = nullcontext,
     ) -> None:
-        self.job, self.device, self.ranks, self.report, self.saved = job, device, ranks, report, saved
+        self.job, self.device, self.ranks, self.report = job, device, ranks, report
+        self.saved, self.writing = saved, writing
         self.experiment, self.folder = job.experiment, Path(job.folder)
         self.first = ranks.rank == 0
         training = self.experiment.training
@@ -193,7 +202,7 @@ class Session:
         every = self.experiment.evaluation.every_kimg
         self.judging = _cadence(every) if every else None
         self.judge: Judgement | None = None
-        self.recorder = Recorder(self.folder, self.state.images_seen) if self.first else None
+        self.recorder = Recorder(self.folder, self.state.images_seen, writing) if self.first else None
         self.drawn_at = -1
         self.judged_at = _last_judged(self.folder) if self.first else -1
         self.clock, self.clock_images = time.perf_counter(), self.state.images_seen
@@ -309,7 +318,8 @@ class Session:
         if self.first:
             prepared = self.job.prepared
             text = Path(prepared.text) if prepared.text else None
-            save_checkpoint(self.state, self.experiment, prepared.provenance, self.folder / CHECKPOINTS, text)
+            parent = self.folder / CHECKPOINTS
+            save_checkpoint(self.state, self.experiment, prepared.provenance, parent, text, self.writing)
             self.saved()
 
     def _tell(self) -> None:

@@ -5,11 +5,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# BESIDE="-n 2 --dist loadfile" shares the tests among two processes, file by file, of one thread each.
+BESIDE ?=
 # Libraries that would otherwise open thread pools, phone home or fetch from a hub.
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+test: export OMP_NUM_THREADS := 1
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -30,7 +33,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 bench: $(VENV)/installed
 	@for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +61,21 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Ray's Tune and Train take Ctrl-C while they run, to end their processes, and do not give it back.
+
+    What Train leaves there holds its controller too, whose process would live as long as this one.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)} if here else {}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def wants_gpu(use_gpu: bool | None, ray: Any) -> bool:

@@ -111,7 +111,7 @@ class Page(Opened):
 def opened_page(browser: Any, url: str, fragment: str = "", *, ready: bool = True, **options: Any) -> Iterator[Page]:
     """The page, watched: no error, no dialog, and no request that leaves its origin."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)
     try:
         found = Page(context.new_page())
         found.page.goto(f"{url}/{fragment}")

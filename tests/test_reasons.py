@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ from orchestration.painter import Painter
 from orchestration.reasons import graphs
 from orchestration.reasons.examples import graph_example, narrative_example, prompt_example
 from orchestration.reasons.narratives import narrative_reasons
-from orchestration.reasons.schema import GraphReasons, NarrativeReasons, PromptReasons, Reasons
+from orchestration.reasons.schema import DrawnObject, GraphReasons, NarrativeReasons, PromptReasons, Reasons
 from orchestration.retrieval_drawing import SHOWN, Candidate, Retrieval, Sample, in_picture
 from tests.composing_support import bank_of, silent
 from tests.served_support import small_grapher, small_painter, small_retriever, small_speaker, small_teller
@@ -57,30 +58,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(tmp_path_factory.mktemp("reasons"))
 
 
-@pytest.fixture(scope="module")
-def retriever(home: Home) -> Painter:
-    return Painter.load(small_retriever(home), home.root)
+def loaded(small: Callable[[Home], Path], needs: str | None = None) -> Any:
+    """A fixture: the painter of a small run. needs: what must be installed for it."""
+
+    @pytest.fixture(scope="module")
+    def painter(home: Home) -> Painter:
+        if needs is not None:
+            pytest.importorskip(needs, reason="the offline text encoder is not installed")
+        return Painter.load(small(home), home.root)
+
+    return painter
 
 
-@pytest.fixture(scope="module")
-def grapher(home: Home) -> Painter:
-    return Painter.load(small_grapher(home), home.root)
-
-
-@pytest.fixture(scope="module")
-def teller(home: Home) -> Painter:
-    return Painter.load(small_teller(home), home.root)
-
-
-@pytest.fixture(scope="module")
-def painter(home: Home) -> Painter:
-    return Painter.load(small_painter(home), home.root)
-
-
-@pytest.fixture(scope="module")
-def speaker(home: Home) -> Painter:
-    pytest.importorskip("all_minilm_l6_v2", reason="the offline text encoder is not installed")
-    return Painter.load(small_speaker(home), home.root)
+retriever = loaded(small_retriever)
+grapher = loaded(small_grapher)
+teller = loaded(small_teller)
+painter = loaded(small_painter)
+speaker = loaded(small_speaker, "all_minilm_l6_v2")
 
 
 @pytest.fixture(params=["retriever", "grapher", "teller", "painter", "speaker"])
@@ -105,6 +99,35 @@ def narrative_of(painter: Painter, prompt: str) -> NarrativeReasons:
     found = painter.explain(prompt, (1,))
     assert isinstance(found, NarrativeReasons)
     return found
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, generator: type[Any]) -> list[Any]:
+    """What generators of a class draw from now on."""
+    seen: list[Any] = []
+    forward = generator.forward
+
+    def watched(self: Any, *given: Any, **named: Any) -> Any:
+        seen.append(forward(self, *given, **named))
+        return seen[-1]
+
+    monkeypatch.setattr(generator, "forward", watched)
+    return seen
+
+
+def boxes_given(small: Callable[..., Path], home: Home) -> list[DrawnObject]:
+    """Of a house whose box is given and a tree without one, drawn by a model that takes given boxes."""
+    painter = Painter.load(small(home, **{"model.boxes": "given"}), home.root)
+    listed = '{"objects": [{"name": "house", "box": [0.25, 0, 0.5, 1]}, {"name": "tree"}]}'
+    return graph_of(painter, listed, (1,)).objects
+
+
+def with_patches(home: Home, **changes: Any) -> Painter:
+    """The painter `retriever` once more, with another finder of patches."""
+    again = Painter.load(next((home.runs / "small-retriever" / "checkpoints").iterdir()), home.root)
+    other = PatchFinder.__new__(PatchFinder)
+    other.__dict__.update(again.patches.__dict__, **changes)
+    again.patches = other
+    return again
 
 
 def refused(number: str) -> float:
@@ -158,14 +181,7 @@ class TestEveryKind:
 class TestRetrievedPatches:
     def test_they_are_those_that_are_drawn(self, retriever: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the generator was seen to choose, whose pixels are in the bank."""
-        seen: list[Retrieved] = []
-        forward = RetrievingGenerator.forward
-
-        def watched(self: Any, *given: Any, **named: Any) -> Retrieved:
-            seen.append(forward(self, *given, **named))
-            return seen[-1]
-
-        monkeypatch.setattr(RetrievingGenerator, "forward", watched)
+        seen: list[Retrieved] = watch(monkeypatch, RetrievingGenerator)
         retriever.draw([TREES] * len(SEEDS), SEEDS)
         drawn, seen[:] = list(seen), []
         found = graph_of(retriever, TREES)
@@ -201,9 +217,7 @@ class TestRetrievedPatches:
 
     def test_boxes_that_are_given(self, home: Home) -> None:
         """Are told where the model draws by them."""
-        given = Painter.load(small_retriever(home, **{"model.boxes": "given"}), home.root)
-        listed = '{"objects": [{"name": "house", "box": [0.25, 0, 0.5, 1]}, {"name": "tree"}]}'
-        first, second = graph_of(given, listed, (1,)).objects
+        first, second = boxes_given(small_retriever, home)
         assert first.box == (0.25, 0, 0.5, 1) and second.box != (0, 0, 0, 0)
 
     def test_the_nearest_eight_and_what_was_chosen_beyond(self) -> None:
@@ -218,14 +232,7 @@ class TestRetrievedPatches:
 
 class TestSg2im:
     def test_its_boxes_are_those_that_are_drawn(self, grapher: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[Drawing] = []
-        forward = Sg2imGenerator.forward
-
-        def watched(self: Any, *given: Any, **named: Any) -> Drawing:
-            seen.append(forward(self, *given, **named))
-            return seen[-1]
-
-        monkeypatch.setattr(Sg2imGenerator, "forward", watched)
+        seen: list[Drawing] = watch(monkeypatch, Sg2imGenerator)
         grapher.draw([TREES, TREES], [1, 2])
         found = graph_of(grapher, TREES, (1, 2))
         for drawn in seen:
@@ -234,9 +241,7 @@ class TestSg2im:
         assert len(seen) == 2  # explaining draws nothing
 
     def test_boxes_that_are_given(self, home: Home) -> None:
-        given = Painter.load(small_grapher(home, **{"model.boxes": "given"}), home.root)
-        listed = '{"objects": [{"name": "house", "box": [0.25, 0, 0.5, 1]}]}'
-        assert graph_of(given, listed, (1,)).objects[0].box == (0.25, 0, 0.5, 1)
+        assert boxes_given(small_grapher, home)[0].box == (0.25, 0, 0.5, 1)
 
 
 def is_there(stencil: str | None) -> NDArray[np.bool_]:
@@ -398,26 +403,18 @@ class TestAbilities:
             words = each.abilities.graph
             assert words is not None and words.objects == list(vocabulary.objects)
             assert words.relations == list(vocabulary.relationships)
-        lacking = Painter.load(next((home.runs / "small-retriever" / "checkpoints").iterdir()), home.root)
-        finder = lacking.patches
-        assert finder is not None
-        number = vocabulary.objects.index("tree") + 1
-        other = PatchFinder.__new__(PatchFinder)
-        bank = replace(finder.bank, classes=np.where(finder.bank.classes == number, number + 1, finder.bank.classes))
-        other.__dict__.update(finder.__dict__, bank=bank)
-        lacking.patches = other
+        assert retriever.patches is not None
+        bank, number = retriever.patches.bank, vocabulary.objects.index("tree") + 1
+        bank = replace(bank, classes=np.where(bank.classes == number, number + 1, bank.classes))
+        lacking = with_patches(home, bank=bank)
         assert lacking.abilities.graph is not None
         assert lacking.abilities.graph.objects == [name for name in vocabulary.objects if name != "tree"]
         assert "tree" not in lacking.abilities.examples["graph"]
         lacking.check(lacking.abilities.examples["graph"])
 
-    def test_nothing_that_can_be_drawn(self, home: Home) -> None:
+    def test_nothing_that_can_be_drawn(self, retriever: Painter, home: Home) -> None:
         """A bank without any patch: still no failure."""
-        empty = Painter.load(next((home.runs / "small-retriever" / "checkpoints").iterdir()), home.root)
-        other: Any = PatchFinder.__new__(PatchFinder)
-        other.__dict__.update(empty.patches.__dict__)
-        other.has = lambda number: False
-        empty.patches = other
+        empty = with_patches(home, has=lambda number: False)
         assert empty.abilities.graph is not None and empty.abilities.graph.objects == []
         assert empty.abilities.examples == {"graph": ""}
 

@@ -8,9 +8,7 @@ thrown away at the end; the ledger is the truth, and a resumed campaign starts a
 import json
 import logging
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +20,7 @@ from orchestration.campaigns.ledger import Reached, Segment
 from orchestration.campaigns.leftovers import Leftovers
 from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment, trial_name
 from orchestration.campaigns.settings import CampaignSettings
-from orchestration.cluster import ray_cluster, require, wants_gpu
+from orchestration.cluster import ray_cluster, require, signals_kept, wants_gpu
 from orchestration.errors import RequestError, RunError
 from orchestration.home import pull
 from orchestration.progress import Say
@@ -85,7 +83,7 @@ def execute(
             shutil.rmtree(left_over, ignore_errors=True)
         storage = Path(tempfile.mkdtemp(prefix=f"{STORAGE}{leftovers.job}-", dir=given.folder.absolute()))
         try:
-            with _signals_kept(), _tune_quiet():
+            with signals_kept(), _tune_quiet():
                 _tune(desk, given, gpu, work, storage)
         finally:
             leftovers.clear()
@@ -268,18 +266,6 @@ def carry_out(config: dict[str, Any], told: dict[str, Any], work: Work) -> dict[
     """What a Tune trial runs."""
     given = {**told, SEGMENT: json.loads(config[SEGMENT]), TURN: config[TURN]}
     return {REACHED: json.dumps(work(given))}
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Tune takes Ctrl-C while it runs, to end its processes, and does not give it back."""
-    here = threading.current_thread() is threading.main_thread()
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)} if here else {}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @contextmanager

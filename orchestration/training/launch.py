@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.cluster import ray_cluster, require, wants_gpu
+from orchestration.cluster import ray_cluster, require, signals_kept, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive, pull
@@ -188,7 +188,7 @@ def fit(job: Job, at_once: int = 1) -> None:
         threads = resources.threads or share_of_cores(resources.workers * at_once)
         limit = f"within {resources.wait_minutes:g} minutes" if elastic else "(there is no limit)"
         try:
-            with _missing_named(ray, kind, sizes, limit):
+            with _missing_named(ray, kind, sizes, limit), signals_kept():
                 _trainer(job, sizes, use_gpu, threads, storage).fit()
             pull(Path(job.folder), writing=True)
         except Exception as error:

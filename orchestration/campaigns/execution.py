@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +77,9 @@ def execute(
         desk = Desk(conductor, given, at_once, progress, leftovers, Room(lambda: slots(ray), say), say)
         given = replace(given, at_once=at_once)
         gpu = wants_gpu(given.base.resources.use_gpu, ray)
-        for left_over in given.folder.glob(f"{STORAGE}*"):
+        of_before = list(given.folder.glob(f"{STORAGE}*"))
+        leftovers.remove_folders([left_over.name for left_over in of_before])
+        for left_over in of_before:
             # Of a driver that was killed, on this cluster perhaps.
             leftovers.end_watchers(left_over.name.split("-")[1])
             shutil.rmtree(left_over, ignore_errors=True)
@@ -87,7 +89,7 @@ def execute(
                 _tune(desk, given, gpu, work, storage)
         finally:
             leftovers.clear()
-            _forget(storage.name)
+            leftovers.remove_folders([storage.name])
             shutil.rmtree(storage, ignore_errors=True)
     if desk.error is not None:
         raise desk.error
@@ -278,14 +280,3 @@ def _tune_quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
-
-
-def _forget(name: str) -> None:
-    """Ray keeps a folder of its own for each run of Tune in the cluster's temporary folder, as long as that lives."""
-    from ray._private.worker import _global_node
-
-    if _global_node is not None:
-        for folder in Path(_global_node.get_session_dir_path(), "artifacts").glob(f"*/{name}"):
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                folder.parent.rmdir()

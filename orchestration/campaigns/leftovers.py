@@ -1,17 +1,20 @@
-"""What Ray leaves on a cluster when the process that trains a group dies, found and given back.
+"""What Ray leaves on a cluster when a campaign ends, or the process that trains a group dies, found and given back.
 
 A group of Ray Train holds its cores by a placement group, which lives as long as the driver's job. Ray Train has an
 actor beside each group to free them; it fails where two clusters share a machine (it then knows no address), cannot
 know a group that was still starting, and never ends itself once the group's controller is dead (ray issue 65443). So
-it is done here.
+it is done here. And every process of Ray Tune makes a folder for each trial in its node's temporary folder, where it
+stays as long as the cluster lives.
 """
 
 import logging
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 CONTROLLER, WATCHER = "TrainController", "PlacementGroupCleaner"
@@ -29,7 +32,7 @@ class Leftovers:
     def __init__(self, ray: Any, mark: str) -> None:
         self._ray, self._mark = ray, mark
         context = ray.get_runtime_context()
-        self.job, self._address = context.get_job_id(), context.gcs_address
+        self.job, self._node, self._address = context.get_job_id(), context.get_node_id(), context.gcs_address
         self._empty_since: dict[str, float] = {}
         self._next_look = float("inf")
         self._others = self._asked(self._groups, [])
@@ -62,6 +65,23 @@ class Leftovers:
             for watcher in watchers:
                 with suppress(self._ray.exceptions.RayError):
                     _end_process(self._ray, watcher.node_id, watcher.pid)
+
+    def remove_folders(self, runs: Sequence[str]) -> None:
+        """Remove what Ray keeps of these runs of Tune on every node that trains, and here."""
+        if runs:
+            _remove_folders(runs)
+            self._asked(lambda: self._on_other_nodes(_remove_folders, runs), None)
+
+    def _on_other_nodes(self, act: Callable[[Any], None], told: Any) -> None:
+        others = [
+            node["NodeID"]
+            for node in self._ray.nodes()
+            if node["Alive"] and node["NodeID"] != self._node and node["Resources"].get(self._mark)
+        ]
+        begun = [_begin(self._ray, node, act, told) for node in others]
+        if begun:
+            # A node that has just gone is not waited for.
+            self._ray.wait(begun, num_returns=len(begun), timeout=GONE_S)
 
     def _free_all(self) -> None:
         for group in self._groups():
@@ -113,12 +133,29 @@ class Leftovers:
 
 
 def _end_process(ray: Any, node: str, pid: int) -> None:
+    ray.get(_begin(ray, node, _end, pid))
+
+
+def _begin(ray: Any, node: str, act: Callable[[Any], None], told: Any) -> Any:
+    """A task on this node alone, which takes none of its cores."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    ray.get(ray.remote(_end).options(num_cpus=0, scheduling_strategy=there).remote(pid))
+    return ray.remote(act).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(told)
 
 
 def _end(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _remove_folders(runs: Sequence[str]) -> None:
+    from ray._private.worker import _global_node
+
+    if _global_node is None:
+        return
+    for run in runs:
+        for folder in Path(_global_node.get_session_dir_path(), "artifacts").glob(f"*/{run}"):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()

@@ -26,6 +26,17 @@ QUIET_ENVIRONMENT = {
     # Ray's uv hook would rebuild the environment on workers; the environment is the one that is running.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+OWN_SEARCH = ("auto", "local")
+"""Addresses for which Ray looks on this machine."""
+
+
+def require_cluster() -> None:
+    """RequestError when RAY_ADDRESS names a cluster that does not answer, or does not take our token."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address not in OWN_SEARCH:
+        from orchestration.clusters.knocking import checked_address, require_answer
+
+        require_answer(checked_address(address, "RAY_ADDRESS", "COMMAND"))
 
 
 @contextmanager
@@ -43,6 +54,7 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS")
+    require_cluster()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options |= {

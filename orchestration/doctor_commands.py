@@ -41,10 +41,10 @@ def doctor(app: App, address: str | None, optuna: str | None, stages: str | None
       t2i doctor --address auto --home /shared/t2i-home --mlflow-uri http://mlflow:5000
       t2i doctor --address 10.0.0.1:6379 --stages s3://bucket/stages --json
     """
+    from orchestration.clusters.knocking import checked_address
     from orchestration.doctor.collecting import examine
     from orchestration.doctor.facts import Asked
     from orchestration.doctor.findings import find
-    from orchestration.doctor.joining import checked_address
     from orchestration.doctor.page import as_json, page
     from orchestration.registry import Connection
     from orchestration.stages import REMOTE

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestration.clusters.knocking import checked_address, find_token
 from orchestration.doctor import collecting, hands, probes, storage_probes
 from orchestration.doctor.facts import (
     MIB,
@@ -28,7 +29,7 @@ from orchestration.doctor.facts import (
 from orchestration.doctor.finding import REFUSE
 from orchestration.doctor.findings import find
 from orchestration.doctor.hands import HERE, Here, Place, places_of
-from orchestration.doctor.joining import checked_address, find_token, joined
+from orchestration.doctor.joining import joined
 from orchestration.errors import RequestError
 from orchestration.stages import quiet
 

@@ -147,10 +147,16 @@ class TestWithTokens:
             ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE is 'disabled' here"),
         ],
     )
-    def test_tokens_that_do_not_open(self, changed: dict[str, str], part: str, cluster: Cluster) -> None:
+    def test_tokens_that_do_not_open(self, changed: dict[str, str], part: str, cluster: Cluster, home: Path) -> None:
         ended = doctor({**cluster.environment, **changed}, "--address", cluster.gcs)
         assert ended.returncode == 2 and not ended.stdout and "Traceback" not in ended.stderr
         assert part in ended.stderr and "RAY_AUTH_TOKEN_PATH" in ended.stderr
+        # Nor do they let work in, and it says so before it prepares anything.
+        train = [sys.executable, "-m", "orchestration", "train", "xmcgan_scenes32", "--home", str(home)]
+        environment = {**cluster.environment, **changed, "RAY_ADDRESS": cluster.gcs}
+        worked = subprocess.run(train, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert (worked.returncode, worked.stdout) == (2, "") and worked.stderr.count("\n") == 1, worked.stderr
+        assert part in worked.stderr and not (home / "stages").exists()
 
     def test_a_home_that_is_two_and_versions_that_differ(self, cluster: Cluster, home: Path, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"

@@ -22,6 +22,7 @@ from orchestration.campaigns.points import paper_point
 from orchestration.campaigns.preflight import Report, preflight, require_writable
 from orchestration.campaigns.segments import TRIALS
 from orchestration.campaigns.settings import CampaignSettings
+from orchestration.cluster import require_cluster
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive, pull
@@ -210,6 +211,7 @@ def _run(ledger: Ledger, plan: Plan, folder: Path, home: Home, tracker: Tracker,
     book = Book(ledger, folder, plan, tracker)
     trials = ledger.trials()
     if len(trials) < settings.trials or not all(trial.state.ended for trial in trials):
+        require_cluster()
         prepared = Preparation(plan.base, home, progress, partial(train_part, tracker)).everything()
         parent = book.begin(run_tags(plan.base, prepared))
         first = paper_point(plan.space, plan.base)

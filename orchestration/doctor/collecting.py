@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestration.campaigns.execution import SLOT
+from orchestration.clusters.knocking import knock
 from orchestration.doctor import probes, storage_probes
 from orchestration.doctor.facts import (
     MIB,
@@ -31,7 +32,7 @@ from orchestration.doctor.facts import (
     Versions,
 )
 from orchestration.doctor.hands import Call, Hands, Here, OnCluster, Place
-from orchestration.doctor.joining import joined, knock
+from orchestration.doctor.joining import joined
 from orchestration.stages import Progress
 
 SIZE = 16 * MIB

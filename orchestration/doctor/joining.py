@@ -1,73 +1,14 @@
-"""Joining a cluster to look at it: every way that fails is told apart before Ray itself tries, which takes 20 s."""
+"""Joining a cluster to look at it; every way that fails is a sentence of its own."""
 
 import logging
 import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from orchestration.cluster import QUIET_ENVIRONMENT
+from orchestration.clusters.knocking import FORM, require_answer
 from orchestration.errors import RequestError
-
-FORM = "HOST:PORT of its head (Ray's own default is port 6379), ray://HOST:PORT or auto"
-KNOCK_S = 5.0
-CLIENT = "ray://"
-TOKEN_MEND = "give its token in RAY_AUTH_TOKEN, or in a file that RAY_AUTH_TOKEN_PATH names"
-
-
-def checked_address(text: str) -> str:
-    """An address that Ray can join: HOST:PORT, ray://HOST:PORT or auto. Raises RequestError for any other."""
-    if text.startswith(("http://", "https://")):
-        raise RequestError(
-            f"--address {text} is of the Jobs API, and nodes are not looked at through it: run t2i submit --address "
-            f"{text} -- doctor, or give {FORM}"
-        )
-    host, _, port = text.removeprefix(CLIENT).rpartition(":")
-    if text != "auto" and not (host and port.isdigit() and 0 < int(port) < 65536):
-        raise RequestError(f"--address {text!r} is none: give {FORM}")
-    return text
-
-
-def find_token(environment: Mapping[str, str]) -> str | None:
-    """The token that Ray would send: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
-
-    None where RAY_AUTH_MODE turns tokens off, and where there is none.
-    """
-    if environment.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return None
-    if environment.get("RAY_AUTH_TOKEN"):
-        return environment["RAY_AUTH_TOKEN"].strip()
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
-    with suppress(OSError, UnicodeDecodeError):
-        path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-        return path.read_text().strip() or None
-    return None
-
-
-def knock(address: str, token: str | None) -> str:
-    """How GCS at HOST:PORT answers: `open`, `refused` for want of this token, or why there is no answer."""
-    import grpc  # type: ignore[import-untyped]
-    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
-
-    words = (("authorization", f"Bearer {token}"),) if token else ()
-    with _channel(grpc, address) as channel:
-        try:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=KNOCK_S, metadata=words)
-        except grpc.RpcError as error:
-            return "refused" if error.code() == grpc.StatusCode.UNAUTHENTICATED else f"{error.details()}"[:200]
-    return "open"
-
-
-def _channel(grpc: Any, address: str) -> Any:
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return grpc.insecure_channel(address)
-    from ray._common.tls_utils import load_certs_from_env
-
-    chain, key, authority = load_certs_from_env()
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain))
 
 
 @contextmanager
@@ -88,7 +29,7 @@ def joined(address: str) -> Iterator[tuple[Any, Any]]:
         raise RequestError(
             f"no Ray cluster runs on this machine, and --address is auto: start one, or give {FORM}"
         ) from error
-    _check_answer(place)
+    require_answer(place)
     try:
         context = ray.init(address=place, log_to_driver=False, logging_level=logging.ERROR)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
@@ -101,28 +42,3 @@ def joined(address: str) -> Iterator[tuple[Any, Any]]:
         yield ray, context
     finally:
         ray.shutdown()
-
-
-def _check_answer(place: str) -> None:
-    host, _, port = place.removeprefix(CLIENT).rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-    except OSError as error:
-        raise RequestError(
-            f"no Ray cluster answers at {place} ({error.strerror or error}): correct --address or RAY_ADDRESS, which "
-            f"is {FORM}, or start the cluster"
-        ) from error
-    if place.startswith(CLIENT):
-        return
-    token = find_token(os.environ)
-    answer = knock(place, token)
-    if answer == "refused" and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        raise RequestError(
-            f"the cluster at {place} wants a token, and RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']!r} here: set "
-            f"RAY_AUTH_MODE=token, and {TOKEN_MEND}"
-        )
-    if answer == "refused":
-        which = "refuses the token of this machine" if token else "wants a token, and there is none here"
-        raise RequestError(f"the cluster at {place} {which}: {TOKEN_MEND}")
-    if answer != "open":
-        raise RequestError(f"what answers at {place} is no Ray cluster ({answer}): give {FORM}")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.cluster import ray_cluster, require, signals_kept, wants_gpu
+from orchestration.cluster import ray_cluster, require, require_cluster, signals_kept, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.home import Home, exclusive, pull
@@ -50,6 +50,8 @@ def train(
 
     Raises RequestError when the request cannot be met, RunError when training failed or diverged.
     """
+    # Not after what may be hours of preparation.
+    require_cluster()
     prepared = Preparation(experiment, home, progress, partial(train_part, tracker)).everything()
     return _run(experiment, tracker, progress, prepared, home.runs / experiment.run_name, parent, fit)
 

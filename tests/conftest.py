@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: no folder {folder} (T2I_SHARED names another)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def all_cores() -> Iterator[None]:
+    """Two threads for modules that train for long, unless tests run beside these: they would fight for the cores."""
+    import torch
+
+    from orchestration.training.worker import share_of_cores
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, share_of_cores(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from orchestration.config import Experiment
 from orchestration.errors import RequestError
@@ -52,9 +51,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def prepared(home: Home) -> Prepared:
+def prepared(home: Home, all_cores: None) -> Prepared:
     """MirrorGAN's whole preparation: vocabulary, DAMSM and STREAM are trained here."""
-    torch.set_num_threads(2)
     return Preparation(small("mirrorgan_scenes"), home, train_part=train).everything()
 
 

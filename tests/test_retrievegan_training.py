@@ -68,9 +68,8 @@ EXPERIMENT = small(1.6, 0.96, 12.0)
 
 
 @pytest.fixture(scope="module")
-def prepared(home: Home) -> Prepared:
+def prepared(home: Home, all_cores: None) -> Prepared:
     """Everything below RetrieveGAN is made here: sg2im, patches, candidates, the co-occurrence embedding."""
-    torch.set_num_threads(2)
     return Preparation(EXPERIMENT, home, train_part=train).everything()
 
 

@@ -55,8 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def preparation(home: Home) -> Preparation:
-    torch.set_num_threads(2)
+def preparation(home: Home, all_cores: None) -> Preparation:
     return Preparation(EXPERIMENT, home, train_part=train)
 
 

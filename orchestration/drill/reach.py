@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from orchestration.campaigns.execution import SLOT
 from orchestration.cluster import ray_cluster
+from orchestration.clusters.knocking import CLIENT
 from orchestration.doctor.hands import Place, places_of
-from orchestration.doctor.joining import CLIENT, joined
+from orchestration.doctor.joining import joined
 from orchestration.errors import RequestError
 
 ADDRESS = "RAY_ADDRESS"

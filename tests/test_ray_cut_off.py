@@ -217,11 +217,8 @@ def test_a_machine_that_is_given_up_and_trains_on_changes_nothing(
         wire.mend()
     said = lost.result_quietly()
     assert sorted(lost.attempts()) == [1, 2]
-    assert lost.everything() == calm
-    assert (
-        "lost its process" in said
-        and "waiting for a machine: 2 trials are begun and the cluster has room for 1" in said
-    )
+    require_same(lost.everything(), calm, restarts=1)
+    assert "lost its process" in said
     comes_back(cluster)
 
 
@@ -235,10 +232,10 @@ def comes_back(cluster: Cluster) -> None:
     cluster.wait(2)
 
 
-def test_a_machine_that_is_cut_off_while_it_judges_changes_nothing(
+def test_a_machine_that_is_cut_off_and_not_held_up_changes_nothing(
     cluster: Cluster, wire: Cable, home: Path, calm: dict[str, Any]
 ) -> None:
-    """It ends its trial alone, unheard; whoever is given the trial finds all done."""
+    """It trains on, and judges, unheard, until its trial is begun again or done; either way nobody can tell."""
     lost = Observed(cluster, home, "judged")
     lost.in_the_middle()
     unheard = trainer(cluster.worker)

@@ -11,14 +11,14 @@ from orchestration.errors import RequestError
 from orchestration.stages import short_hash
 
 RECIPE = "xmcgan_scenes32"
-KIMG, CHECKPOINT_KIMG = 1.6, 0.16
+KIMG, CHECKPOINT_KIMG, LOG_KIMG = 1.6, 0.16, 0.016
 TINY = {
     "data.source": "scenes:size=32,things=2,colours=2,backgrounds=2,objects=1,train=64,val=32,test=32",
     "model.channels": 2,
     "model.noise_dim": 8,
     "model.sentence_dim": 8,
     "training.batch_size": 16,
-    "training.log_kimg": 0.016,
+    "training.log_kimg": LOG_KIMG,
     "evaluation.samples": 32,
     "evaluation.protocol": "auto",
     # On a CPU the same training gives the same bits, and a drill compares bits.
@@ -48,7 +48,7 @@ DEFAULT = tuple(kind for kind in Kind if kind is not Kind.NODE)
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """Somebody is killed once this trial has so many pictures in whole checkpoints."""
+    """Somebody is killed once this trial has seen so many pictures, which are between two checkpoints."""
 
     kind: Kind
     trial: int
@@ -99,8 +99,11 @@ class Plan:
             share = KIMG * 1000 / (len(mine) + 1)
             for place, kind in enumerate(mine):
                 images = share * (place + draw.uniform(0.2, 0.8))
-                found.append(Strike(kind, trial, max(1, round(images / (CHECKPOINT_KIMG * 1000)))))
-        return [Strike(one.kind, one.trial, round(one.images * CHECKPOINT_KIMG * 1000)) for one in found]
+                whole, steps = round(CHECKPOINT_KIMG * 1000), round(CHECKPOINT_KIMG / LOG_KIMG)
+                # Right after a checkpoint nothing could be lost.
+                after = draw.randint(steps // 3, steps - 2) * round(LOG_KIMG * 1000)
+                found.append(Strike(kind, trial, max(1, int(images) // whole) * whole + after))
+        return found
 
     def draw(self, what: str) -> random.Random:
         """Numbers of this seed for one use."""

@@ -25,8 +25,8 @@ HERE = "this machine"
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A blow that fell. planned, at: pictures in whole checkpoints of the trial, as drawn and as it was; lost: pictures
-    that are trained again; went_on_s: seconds until the trial had another checkpoint, or MLflow answered."""
+    """A blow that fell. planned, at: pictures that the trial had seen, as drawn and as it was; lost: those of them that
+    are trained again; went_on_s: seconds until the trial had another checkpoint, or MLflow answered."""
 
     kind: Kind
     trial: int
@@ -97,7 +97,7 @@ class Field:
             # Looking for somebody takes longer than a moment lasts.
             self.wait(lambda: self.folder.trained(one.trial) > 0 or self.folder.ended(one.trial))
             fire = aims[one.kind](one.trial)
-            self.wait(lambda: self.folder.saved(one.trial) >= one.images or self.folder.ended(one.trial))
+            self.wait(lambda: self.folder.trained(one.trial) >= one.images or self.folder.ended(one.trial))
             if self.folder.ended(one.trial):
                 return None
             struck = fire()
@@ -110,7 +110,7 @@ class Field:
             note = "; ".join(filter(None, [note, "its command ended and was given again"]))
         went_on = time.monotonic() - moment.when
         return Hit(
-            one.kind, one.trial, one.images, moment.saved, victim.node, victim.pid, lost, round(went_on, 1), note
+            one.kind, one.trial, one.images, moment.trained, victim.node, victim.pid, lost, round(went_on, 1), note
         )
 
     def wait(self, what: Callable[[], bool]) -> None:

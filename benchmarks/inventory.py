@@ -16,7 +16,8 @@ MOST = 10_000  # rows of one answer of the State API, and the most that it gives
 STEP_S = 1.0
 IDLE, STARTING, AGENTS = "ray::IDLE", "ray::starting", ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 ENDED = ("DEAD", "REMOVED")
-KEPT = ("logs",)  # what a Ray session keeps for people; it is measured and is no leftover
+KEPT = ("logs", "runtime_resources/working_dir_files")
+"""What a Ray session keeps for people, and the code of jobs, which it keeps for the next one: no leftovers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Inventory:
             session = (folder / "session_latest").resolve()
             for place, folders, files in os.walk(session):
                 inner = Path(place).relative_to(session)
-                folders[:] = [name for name in folders if inner != Path() or name not in KEPT]
+                folders[:] = [name for name in folders if str(inner / name) not in KEPT]
                 found |= {f"{who}: {inner / name}" for name in (*files, *folders)}
         return frozenset(found)
 

@@ -1,7 +1,11 @@
 """Jobs on a real Ray cluster of two nodes, with a token: Ray's own client and `t2i submit`."""
 
 import json
+import os
+import re
 import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from benchmarks.inventory import Inventory
 from orchestration import submit_commands
 from orchestration.campaigns.campaign import read_campaign
 from orchestration.clusters.access import Access
@@ -22,16 +27,33 @@ from orchestration.clusters.jobs import Job, JobServer
 from orchestration.errors import RunError
 
 from .cli_support import T2i, runner
-from .cluster_support import Cluster, two_nodes
+from .cluster_support import MARK, Cluster, two_nodes
 from .ray_support import assignments
 
 pytestmark = pytest.mark.ray_cluster
+PATIENCE_S = 120.0
+"""Ray ends the processes of a job that is over in its own time."""
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with two_nodes(tmp_path_factory.mktemp("cluster")) as cluster:
+    folder, own = tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("own")
+    with two_nodes(folder, environment={"TMPDIR": str(own)}) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def inventory(cluster: Cluster) -> Inventory:
+    """Of all that lives on the cluster."""
+    nodes = cluster.nodes
+    return Inventory(
+        cluster.address,
+        cluster.token,
+        {node.name: f"{MARK}={node.mark}" for node in nodes},
+        {node.name: node.pid for node in nodes},
+        {"head": cluster.folder / "h", "worker": cluster.folder / "w"},
+        {"temporary": Path(cluster.head.environment["TMPDIR"])},
+    )
 
 
 @pytest.fixture
@@ -48,7 +70,7 @@ def ray_job_submit(cluster: Cluster, environment: Mapping[str, str], *words: str
     """`ray job submit --working-dir . -- python -m orchestration WORDS`, from a checkout."""
     line = f"job submit --address {cluster.address} --working-dir . -- python -m orchestration {shlex.join(words)}"
     ray = [sys.executable, "-m", "ray.scripts.scripts", *shlex.split(line)]
-    return subprocess.run(ray, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(ray, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def test_rays_own_client(cluster: Cluster) -> None:
@@ -133,24 +155,88 @@ def test_a_driver_that_no_node_has_room_for(cluster: Cluster, t2i: T2i, monkeypa
     t2i("submit", "--stop", "big").refused("was told to stop and waits to begin", "resources", code=1)
 
 
-def test_a_campaign(cluster: Cluster, home: Path) -> None:
-    """By Ray's own client: two trials at a time, each on a node of its own, where the code was sent.
+def test_a_campaign(cluster: Cluster, inventory: Inventory, home: Path) -> None:
+    """By Ray's own client: two trials at a time, each on a node of its own, where the code was sent. The second leaves
+    nothing behind that the first had not made for all: no actor, placement group, process or file on any node.
 
     `t2i submit` runs one in tests/test_ray_storage.py.
     """
-    search = ["--trials", "2", "--kimg", "0.1", "--parameter", "tau", "--range", "tau=0.05:0.2", "--scheduler", "none"]
     tiny = assignments(training__kimg=0.1, evaluation__protocol="auto", evaluation__every_kimg=0.1)
-    words = ["tune", "xmcgan_scenes32", *search, *tiny, "--name", "submitted", "--home", str(home), "--json"]
-    ended = ray_job_submit(cluster, cluster.environment, *words)
-    assert ended.returncode == 0, ended
-    found = json.loads(next(line for line in reversed(ended.stdout.splitlines()) if line.startswith("{")))
-    assert found["trials"] == 2
-    campaign = read_campaign(Path(found["campaign"]))
-    assert [trial.state for trial in campaign.trials] == ["finished"] * 2
+
+    def tuned(name: str, trials: int) -> None:
+        search = ["--trials", f"{trials}", "--kimg", "0.1", "--parameter", "tau", "--range", "tau=0.05:0.2"]
+        words = ["tune", "xmcgan_scenes32", *search, "--scheduler", "none", *tiny, "--name", name]
+        ended = ray_job_submit(cluster, cluster.environment, *words, "--home", str(home), "--json")
+        assert ended.returncode == 0, ended
+        found = json.loads(next(line for line in reversed(ended.stdout.splitlines()) if line.startswith("{")))
+        assert found["trials"] == trials
+        campaign = read_campaign(Path(found["campaign"]))
+        assert [trial.state for trial in campaign.trials] == ["finished"] * trials
+
+    tuned("submitted", 2)
     for node in ("h", "w"):
         assert list((cluster.folder / node).glob("session_2*/runtime_resources/working_dir_files/*/orchestration")), (
             node
         )
+    before = inventory.stock()
+    tuned("left-nothing", 6)
+    assert inventory.left_over(before, PATIENCE_S) == []
+    assert not list((home / "campaigns").glob("*/.tune-*"))
+
+
+PLANT = """
+import ray, sys, time
+ray.init(namespace="left")
+@ray.remote(num_cpus=0)
+class Forgotten:
+    def pid(self):
+        import subprocess
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        ray.put("an object that stays")
+left = Forgotten.options(name="forgotten", lifetime="detached").remote()
+ray.get(left.pid.remote())
+group = ray.util.placement_group([{"CPU": 0.01}], lifetime="detached", name="kept")
+ray.get(group.ready())
+"""
+UPROOT = """
+import ray
+ray.init(namespace="left")
+ray.kill(ray.get_actor("forgotten"))
+ray.util.remove_placement_group(ray.util.get_placement_group("kept"))
+"""
+
+
+def test_what_is_left_is_told(cluster: Cluster, inventory: Inventory) -> None:
+    """An actor, a placement group, a process of its own session, and files of Ray's and of a process's own."""
+    server = JobServer(Access(cluster.address, cluster.token))
+    before = inventory.stock()
+
+    def carried_out(name: str, code: str) -> None:
+        server.submit(Job(name, shlex.join([sys.executable, "-c", code])))
+        assert Follower(server, name, print, print, "again").follow().status == "SUCCEEDED"
+
+    carried_out("plants", PLANT)
+    own = Path(cluster.head.environment["TMPDIR"]) / "tmp1234"
+    of_ray = (cluster.folder / "w" / "session_latest").resolve() / "artifacts" / "of-a-trial"
+    own.mkdir()
+    of_ray.mkdir(parents=True)
+    told = inventory.left_over(before, 0)
+    kinds = [re.sub(r"^process \w+", "process NODE", one) for one in told if not one.startswith("file head")]
+    assert set(kinds) >= {
+        "actor Forgotten",
+        "placement group, CREATED",
+        "process NODE: sleep",
+        "file temporary: tmp1234",
+        "file worker: artifacts/of-a-trial",
+    }, told
+    carried_out("uproots", UPROOT)
+    # Ray may have ended it with its actor.
+    for process in [one for who in inventory.marks for one in inventory.processes(who) if one.name == "sleep"]:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    own.rmdir()
+    shutil.rmtree(of_ray.parent)
+    assert inventory.left_over(before, PATIENCE_S) == []
 
 
 def test_the_head_goes_away(cluster: Cluster, t2i: T2i) -> None:

@@ -132,7 +132,10 @@ class TestRecords:
     def recorded(self, tracker: Tracker, tmp_path: Path) -> Path:
         """A campaign of one trial of two points, mirrored."""
         folder = ledger(tmp_path / "campaign")
-        lines = [{"images": at, "time": 1.0, "metrics": {"loss": at / 2, "gone": float("nan")}} for at in (16, 32)]
+        lines = [
+            {"images": at, "time": 1.0, "metrics": {"loss": at / 2, "speed/step": at, "gone": float("nan")}}
+            for at in (16, 32)
+        ]
         trial = folder / TRIALS / trial_name(0)
         trial.mkdir(parents=True)
         (trial / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -157,6 +160,18 @@ class TestRecords:
             "MLflow has 3 runs of 1 trials and their campaign",
             "run another is still RUNNING",
             "trial-0000 loss: 3 values were recorded and MLflow has 2, or others",
+        ]
+
+    def test_a_time_may_be_another_where_it_was_trained_again_and_nothing_else(
+        self, recorded: Path, tracker: Tracker
+    ) -> None:
+        path = recorded / TRIALS / trial_name(0) / "metrics.jsonl"
+        first, last = path.read_text().splitlines(keepends=True)
+        path.write_text(first + last.replace('"speed/step": 32', '"speed/step": 33'))
+        assert unrecorded(recorded, tracker, "xmcgan", 1) == []
+        path.write_text(first + last.replace('"loss": 16.0', '"loss": 17.0'))
+        assert unrecorded(recorded, tracker, "xmcgan", 1) == [
+            "trial-0000 loss: 2 values were recorded and MLflow has 2, or others"
         ]
 
     def test_a_record_that_is_there_twice(self, recorded: Path, tracker: Tracker) -> None:

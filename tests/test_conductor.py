@@ -143,6 +143,14 @@ class TestHalving:
         assert begun.count(1) == 3
         assert ledger.trial(1).state == State.FAILED
 
+    def test_a_driver_that_dies_is_no_failure_of_its_trials(self, tmp_path: Path) -> None:
+        fates = iter([SegmentState.FAILED, SegmentState.FAILED])
+        ledger = carry_out(
+            tmp_path, asked(trials=1, failures=2), lambda _: next(fates, SegmentState.REACHED), kill_after=[1, 1, 1, 1]
+        )
+        assert ledger.trial(0).state == State.FINISHED
+        assert ledger.segments()[0].attempts == 7
+
     def test_all_diverge(self, tmp_path: Path) -> None:
         ledger = carry_out(tmp_path, asked(), lambda segment: SegmentState.DIVERGED)
         assert best(ledger.trials(), asked()) == []

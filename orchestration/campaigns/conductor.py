@@ -4,6 +4,7 @@ Trials are trained in segments between rungs. Nothing that runs is ever stopped:
 segment. What was begun when the driver died is handed out again, and goes on from its newest checkpoint.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -46,6 +47,8 @@ class Conductor:
 
     def __post_init__(self) -> None:
         self._out: set[int] = set()  # trials whose segment is handed out now
+        # By trial and step. A driver that dies is no fault of its trials: the next one counts anew.
+        self._failed: Counter[tuple[int, int]] = Counter()
         for trial in self.ledger.trials():
             self.proposer.tell(trial, self._segments(trial.number))
 
@@ -67,11 +70,12 @@ class Conductor:
         return segment
 
     def ended(self, segment: Segment, reached: Reached) -> None:
-        """Enter how a segment ended. What failed is handed out again as often as the settings allow."""
+        """Enter how a segment ended. What failed is handed out again as often as the settings allow one driver."""
         self._out.discard(segment.trial)
-        attempts = next(one.attempts for one in self._segments(segment.trial) if one.step == segment.step)
-        if reached.state == SegmentState.FAILED and attempts <= self.settings.failures:
-            return  # it stays begun
+        if reached.state == SegmentState.FAILED:
+            self._failed[segment.trial, segment.step] += 1
+            if self._failed[segment.trial, segment.step] <= self.settings.failures:
+                return  # it stays begun
         if reached.state == SegmentState.REACHED:
             last = segment.step == len(self.settings.rungs) - 1
             state = State.FINISHED if last else State.WAITING

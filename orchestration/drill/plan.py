@@ -1,7 +1,6 @@
 """What a drill does, from its seed alone: a campaign that takes a minute, who is hit in it, and at which moments."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -95,7 +94,7 @@ class Plan:
         order = draw.sample(self.in_campaign, len(self.in_campaign))
         found = []
         for trial in range(self.trials):
-            mine = _survivable(order[trial :: self.trials])
+            mine = order[trial :: self.trials]
             share = KIMG * 1000 / (len(mine) + 1)
             for place, kind in enumerate(mine):
                 images = share * (place + draw.uniform(0.2, 0.8))
@@ -108,12 +107,6 @@ class Plan:
     def draw(self, what: str) -> random.Random:
         """Numbers of this seed for one use."""
         return random.Random(f"{self.seed} {what}")
-
-
-def _survivable(kinds: Sequence[Kind]) -> list[Kind]:
-    """A trial is tried again twice, and every begin counts: of three that begin it anew, the driver is the last."""
-    anew = {Kind.TRIAL, Kind.NODE, Kind.DRIVER}
-    return sorted(kinds, key=lambda kind: kind is Kind.DRIVER) if anew <= set(kinds) else list(kinds)
 
 
 def parse_kinds(text: str | None) -> tuple[Kind, ...]:

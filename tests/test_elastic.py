@@ -34,7 +34,7 @@ from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
 from orchestration.options import WorkerCount, chosen_experiment, worker_assignments
 from orchestration.training import elastic, launch
-from orchestration.training.elastic import FollowsCluster, SaysWhoIsMissing, room_for
+from orchestration.training.elastic import FollowsCluster, room_for
 from orchestration.training.launch import worker_failure
 from orchestration.training.recorder import read_metrics
 from orchestration.training.state import checkpoint_folders, open_checkpoint, restore, save_checkpoint
@@ -436,42 +436,6 @@ def test_jobs_at_once_share_the_cluster(
     monkeypatch.setattr(launch, "_trainer", make)
     launch.fit(Job(ranged(1, 8), None, str(tmp_path), 1), at_once)  # type: ignore[arg-type]
     assert made == [sizes] and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("fewest", "most", "have", "told"),
-    [
-        (2, 2, [2.0, 1.0, None, 1.0, 2.0], ["waiting for workers: each needs a CPU, 2 at the least, and the cluster "
-         "has 1: bring one", "there are enough machines again: it goes on from the last checkpoint"]),
-        (1, 4, [9.0, 2.0, 2.0, 5.0], ["there is a CPU for 2 of 4 workers: fewer train until machines come",
-         "there is a CPU for each of 4 workers: all train from a next checkpoint on"]),
-    ],
-)  # fmt: skip
-def test_whoever_watches_is_told_who_is_missing(
-    fewest: int, most: int, have: list[float | None], told: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(elastic, "say", said.append)
-    *some, last = have
-
-    class Fake:
-        def cluster_resources(self) -> dict[str, float]:
-            now = some.pop(0) if some else last
-            if now is None:
-                raise ConnectionError("the head does not answer")
-            return {"CPU": now}
-
-    with SaysWhoIsMissing(Fake(), "CPU", fewest, most, "bring one", every_s=0.01):
-        until = time.monotonic() + 60
-        while len(said) < len(told) and time.monotonic() < until:
-            time.sleep(0.01)
-    assert said == told
-
-
-def test_a_jobs_log_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for style, says in (("lines", True), ("bars", False)):
-        monkeypatch.setenv("T2I_PROGRESS", style)
-        assert isinstance(launch._missing_named(None, "CPU", (1, 2), "soon"), SaysWhoIsMissing) == says
 
 
 # The end is the same.

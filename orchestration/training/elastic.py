@@ -168,7 +168,11 @@ def answering(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
-    with suppress(OSError), socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_S):
+    return _open(node["NodeManagerAddress"], node["NodeManagerPort"])
+
+
+def _open(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), ANSWER_S):
         return True
     return False
 
@@ -202,12 +206,16 @@ class SaysWhoIsMissing:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(ANSWER_S)
 
     def _watch(self) -> None:
         before = self.most
         while not self._stop.wait(self.every_s):
             try:
+                host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
+                # Whoever asks a head that is gone hears nothing for a minute, after which Ray ends the process.
+                if not _open(host, int(port)):
+                    continue
                 have = min(self.most, int(self.ray.cluster_resources().get(self.kind, 0)))
             except Exception:
                 continue  # the head does not answer: whoever trains hears of it

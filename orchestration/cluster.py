@@ -3,9 +3,10 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from orchestration.errors import RequestError
@@ -28,6 +29,22 @@ QUIET_ENVIRONMENT = {
 }
 OWN_SEARCH = ("auto", "local")
 """Addresses for which Ray looks on this machine."""
+ANSWER_S = 2.0
+"""Seconds for a machine to answer."""
+
+
+def is_open(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    with suppress(OSError), socket.create_connection((host, port), ANSWER_S):
+        return True
+    return False
+
+
+def head_answers(ray: Any) -> bool:
+    """Whether the cluster's head can be reached: who asks it anything when it is gone hears nothing for a minute, after
+    which Ray ends the process."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return is_open(host, int(port))
 
 
 def require_cluster() -> None:

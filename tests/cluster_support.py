@@ -233,6 +233,8 @@ def two_nodes(
     }
     if token_file:
         base |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
+    # A busy machine starts slowly: Ray's own 30 seconds are too few.
+    base["RAY_raylet_start_wait_time_s"] = "120"
     gcs_port, dashboard_port, client_port, *rest = free_ports(3 + 2 * len(PORTS))
     shared = ["--block", f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"]
     shared += [

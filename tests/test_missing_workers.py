@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from orchestration import cluster
+from orchestration.campaigns.execution import SLOT, slots
 from orchestration.training import elastic, launch
 from orchestration.training.elastic import SaysWhoIsMissing
 
@@ -25,7 +27,7 @@ def test_whoever_watches_is_told_who_is_missing(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(elastic, "say", said.append)
-    monkeypatch.setattr(elastic, "_open", lambda *_: True)
+    monkeypatch.setattr(cluster, "is_open", lambda *_: True)
     *some, last = have
 
     def resources() -> dict[str, float]:
@@ -42,7 +44,7 @@ def test_a_head_that_is_gone_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> No
     """It would take a minute, and then Ray ends the process: nobody would be told how to go on."""
     looked: list[tuple[str, int]] = []
     asked: list[None] = []
-    monkeypatch.setattr(elastic, "_open", lambda host, port: looked.append((host, port)))
+    monkeypatch.setattr(cluster, "is_open", lambda host, port: looked.append((host, port)))
     with SaysWhoIsMissing(at_head(lambda: asked.append(None)), "CPU", 1, 2, "bring one", every_s=0.01):
         wait_until(lambda: len(looked) > 2)
     assert set(looked) == {("head", 6379)} and not asked
@@ -63,3 +65,10 @@ def test_a_jobs_log_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for style, says in (("lines", True), ("bars", False)):
         monkeypatch.setenv("T2I_PROGRESS", style)
         assert isinstance(launch._missing_named(None, "CPU", (1, 2), "soon"), SaysWhoIsMissing) == says
+
+
+def test_a_campaign_does_not_ask_it_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "is_open", lambda *_: True)
+    assert slots(at_head(lambda: {SLOT: 3.0})) == 3
+    monkeypatch.setattr(cluster, "is_open", lambda *_: False)
+    assert slots(at_head(lambda: pytest.fail("it was asked"))) is None

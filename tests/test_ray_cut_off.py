@@ -28,8 +28,6 @@ LET_DIE = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "4000",
     "RAY_health_check_failure_threshold": "5",
-    # A busy machine starts slowly.
-    "RAY_raylet_start_wait_time_s": "200",
 }
 LIVE_ON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 """A machine that is cut off goes on for so long, unless it hears that it was given up."""

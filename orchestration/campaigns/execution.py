@@ -20,7 +20,7 @@ from orchestration.campaigns.ledger import Reached, Segment
 from orchestration.campaigns.leftovers import Leftovers
 from orchestration.campaigns.segments import Given, failed, reached_from_json, run_segment, trial_name
 from orchestration.campaigns.settings import CampaignSettings
-from orchestration.cluster import ray_cluster, require, signals_kept, wants_gpu
+from orchestration.cluster import head_answers, ray_cluster, require, signals_kept, wants_gpu
 from orchestration.errors import RequestError, RunError
 from orchestration.home import pull
 from orchestration.progress import Say
@@ -207,7 +207,7 @@ class Room:
 def slots(ray: Any) -> int | None:
     """How many trials the cluster has room for, whether they run or not; None when its head does not answer."""
     try:
-        return int(ray.cluster_resources().get(SLOT, 0))
+        return int(ray.cluster_resources().get(SLOT, 0)) if head_answers(ray) else None
     except Exception:
         return None
 

@@ -7,13 +7,11 @@ takes numbers that share out the batch evenly, and grows right after a checkpoin
 """
 
 import logging
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -32,13 +30,13 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 from tqdm import tqdm
 
+from orchestration.cluster import ANSWER_S, head_answers, is_open
 from orchestration.errors import RunError
 from orchestration.training.worker import SAVED
 
 # Ray Train keeps what its controller says: in the session's logs/train, on the machine of the command.
 LOG = logging.getLogger("ray.train.elastic")
 LOOK_S = 1.0
-ANSWER_S = 2.0
 SETTLE_S = 5.0
 """So long the cluster is asked again before fewer workers than all are taken: what others held comes free by and by."""
 
@@ -168,13 +166,7 @@ def answering(nodes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
-    return _open(node["NodeManagerAddress"], node["NodeManagerPort"])
-
-
-def _open(host: str, port: int) -> bool:
-    with suppress(OSError), socket.create_connection((host, port), ANSWER_S):
-        return True
-    return False
+    return is_open(node["NodeManagerAddress"], node["NodeManagerPort"])
 
 
 class ElasticTrainer(TorchTrainer):
@@ -212,9 +204,7 @@ class SaysWhoIsMissing:
         before = self.most
         while not self._stop.wait(self.every_s):
             try:
-                host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
-                # Whoever asks a head that is gone hears nothing for a minute, after which Ray ends the process.
-                if not _open(host, int(port)):
+                if not head_answers(self.ray):
                     continue
                 have = min(self.most, int(self.ray.cluster_resources().get(self.kind, 0)))
             except Exception:

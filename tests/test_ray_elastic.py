@@ -165,9 +165,9 @@ def test_a_machine_lost_and_back_and_a_new_head_lose_nothing(tmp_path: Path, mon
             finally:
                 again.end()
         finally:
-            command.end()
             if new_head:
                 new_head.stop()
+            command.end()
     result = json.loads(out.splitlines()[-1])
     assert Path(result["checkpoint"]).parent == command.folder / CHECKPOINTS
     images = [seen for seen, _ in command.logged()]
@@ -216,8 +216,12 @@ def another_head(cluster: Cluster) -> tuple[Node, str]:
     """A head of another cluster, at another port, with one CPU."""
     [port] = free_ports(1)
     words = [f"--port={port}" if word.startswith("--port=") else word for word in cluster.head.words]
-    node = replace(cluster.head, name="new head", words=words, mark="new-head", process=None)
+    node = replace(cluster.head, name="new head", words=words, mark=f"{cluster.head.mark}-new", process=None)
     node.start()
     gcs = f"{cluster.gcs.partition(':')[0]}:{port}"
-    replace(cluster, head=node, gcs=gcs).wait(1)
+    try:
+        replace(cluster, head=node, gcs=gcs).wait(1)
+    except BaseException:
+        node.stop()
+        raise
     return node, gcs

@@ -1,8 +1,15 @@
 """Commands that work on a cluster which is not there: refused at once, where Ray tries for minutes and says nothing."""
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from orchestration.cluster import ray_cluster, require_cluster
 
 from .cli_support import T2i, made, runner
 
@@ -33,8 +40,55 @@ def test_an_address_where_nothing_answers(
         ("http://head:8265", "run t2i submit --address http://head:8265 -- COMMAND, or give HOST:PORT"),
         ("head", "RAY_ADDRESS 'head' is none: give HOST:PORT of its head"),
         ("head:0", "RAY_ADDRESS 'head:0' is none"),
+        ("head..cluster:6379", "no Ray cluster answers at head..cluster:6379 (encoding with 'idna' codec failed"),
     ],
 )
 def test_an_address_that_is_none(address: str, part: str, t2i: T2i, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     t2i("train", "xmcgan_scenes32").refused(part)
+
+
+@contextmanager
+def head(takes_s: float = 0.0) -> Iterator[str]:
+    """Where something answers what is asked of a head, after so long."""
+    import grpc  # type: ignore[import-untyped]
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdReply
+    from ray.core.generated.gcs_service_pb2_grpc import (
+        NodeInfoGcsServiceServicer,
+        add_NodeInfoGcsServiceServicer_to_server,
+    )
+
+    class Answers(NodeInfoGcsServiceServicer):  # type: ignore[misc]
+        def GetClusterId(self, request: Any, context: Any) -> Any:
+            time.sleep(takes_s)
+            return GetClusterIdReply()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(Answers(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_proxy_is_not_asked_for_the_way(closed_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not use it either."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with head() as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setenv("http_proxy", closed_uri)
+        require_cluster()
+
+
+def test_local_is_a_private_cluster_with_room_for_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    began: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "init", lambda **options: began.update(options))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with ray_cluster(2, {"trial_slot": 3.0}):
+        pass
+    assert began["address"] == "local" and began["resources"] == {"trial_slot": 3.0} and began["num_cpus"] >= 2

@@ -63,12 +63,15 @@ def knock(address: str, token: str | None) -> str:
 
 
 def _channel(grpc: Any, address: str) -> Any:
+    # gRPC by itself would go through an HTTP proxy of the environment, which Ray does not.
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, GLOBAL_GRPC_OPTIONS)
     from ray._common.tls_utils import load_certs_from_env
 
     chain, key, authority = load_certs_from_env()
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain), GLOBAL_GRPC_OPTIONS)
 
 
 def require_answer(place: str) -> None:
@@ -76,10 +79,11 @@ def require_answer(place: str) -> None:
     host, _, port = place.removeprefix(CLIENT).rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that no machine can have
+        why = getattr(error, "strerror", None) or error
         raise RequestError(
-            f"no Ray cluster answers at {place} ({error.strerror or error}): correct --address or RAY_ADDRESS, which "
-            f"is {FORM}, or start the cluster"
+            f"no Ray cluster answers at {place} ({why}): correct --address or RAY_ADDRESS, which is {FORM}, or start "
+            "the cluster"
         ) from error
     if place.startswith(CLIENT):
         return

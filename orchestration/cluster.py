@@ -46,7 +46,7 @@ def head_answers(ray: Any) -> bool:
     """Whether the cluster's head can be reached: who asks it anything when it is gone hears nothing for a minute, after
     which Ray ends the process."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    return is_open(host, int(port))
+    return is_open(host.strip("[]"), int(port))
 
 
 def require_cluster() -> None:

@@ -1,15 +1,17 @@
 """Commands that work on a cluster which is not there: refused at once, where Ray tries for minutes and says nothing."""
 
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestration.cluster import ray_cluster, require_cluster
+from orchestration.cluster import head_answers, ray_cluster, require_cluster
 
 from .cli_support import T2i, made, runner
 
@@ -92,3 +94,17 @@ def test_local_is_a_private_cluster_with_room_for_trials(monkeypatch: pytest.Mon
     with ray_cluster(2, {"trial_slot": 3.0}):
         pass
     assert began["address"] == "local" and began["resources"] == {"trial_slot": 3.0} and began["num_cpus"] >= 2
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "[::1]")])
+def test_a_head_that_answers(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as listening:
+        try:
+            listening.bind((host.strip("[]"), 0))
+        except OSError as error:
+            pytest.skip(f"{host} is none of this machine: {error}")
+        address = f"{host}:{listening.getsockname()[1]}"
+        ray = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address=address))
+        assert not head_answers(ray)
+        listening.listen()
+        assert head_answers(ray)

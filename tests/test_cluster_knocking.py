@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestration.cluster import head_answers, ray_cluster, require_cluster
+from orchestration.clusters import knocking
 
 from .cli_support import T2i, made, runner
 
@@ -82,6 +83,14 @@ def test_a_proxy_is_not_asked_for_the_way(closed_uri: str, monkeypatch: pytest.M
     with head() as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.setenv("http_proxy", closed_uri)
+        require_cluster()
+
+
+def test_a_head_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than for a connection, which its machine takes for it."""
+    monkeypatch.setattr(knocking, "KNOCK_S", 0.5)
+    with head(takes_s=1.5) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
         require_cluster()
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from orchestration.errors import RequestError
 
 FORM = "HOST:PORT of its head (Ray's own default is port 6379), ray://HOST:PORT or auto"
-KNOCK_S = 5.0
+KNOCK_S, ANSWER_S = 5.0, 30.0
+"""Seconds for a machine to take a connection, and for what listens there to say what it is: a head may be busy."""
 CLIENT = "ray://"
 TOKEN_MEND = "give its token in RAY_AUTH_TOKEN, or in a file that RAY_AUTH_TOKEN_PATH names"
 
@@ -56,7 +57,7 @@ def knock(address: str, token: str | None) -> str:
     words = (("authorization", f"Bearer {token}"),) if token else ()
     with _channel(grpc, address) as channel:
         try:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=KNOCK_S, metadata=words)
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S, metadata=words)
         except grpc.RpcError as error:
             return "refused" if error.code() == grpc.StatusCode.UNAUTHENTICATED else f"{error.details()}"[:200]
     return "open"

@@ -13,6 +13,7 @@ import pytest
 
 from orchestration.cluster import head_answers, ray_cluster, require_cluster
 from orchestration.clusters import knocking
+from orchestration.errors import RequestError
 
 from .cli_support import T2i, made, runner
 
@@ -52,8 +53,8 @@ def test_an_address_that_is_none(address: str, part: str, t2i: T2i, monkeypatch:
 
 
 @contextmanager
-def head(takes_s: float = 0.0) -> Iterator[str]:
-    """Where something answers what is asked of a head, after so long."""
+def head(takes_s: float = 0.0, token: str | None = None) -> Iterator[str]:
+    """Where something answers what is asked of a head, after so long, and to whoever has this token."""
     import grpc  # type: ignore[import-untyped]
     from ray.core.generated.gcs_service_pb2 import GetClusterIdReply
     from ray.core.generated.gcs_service_pb2_grpc import (
@@ -64,6 +65,8 @@ def head(takes_s: float = 0.0) -> Iterator[str]:
     class Answers(NodeInfoGcsServiceServicer):  # type: ignore[misc]
         def GetClusterId(self, request: Any, context: Any) -> Any:
             time.sleep(takes_s)
+            if token and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or incorrect")
             return GetClusterIdReply()
 
     server = grpc.server(ThreadPoolExecutor(1))
@@ -91,6 +94,18 @@ def test_a_head_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(knocking, "KNOCK_S", 0.5)
     with head(takes_s=1.5) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
+        require_cluster()
+
+
+def test_a_token_that_ray_would_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has tokens turned off by itself."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    with head(token="secret") as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(RequestError, match="wants a token, and RAY_AUTH_MODE is not set here: set RAY_AUTH_MODE"):
+            require_cluster()
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
         require_cluster()
 
 

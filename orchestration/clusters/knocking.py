@@ -35,9 +35,9 @@ def checked_address(text: str, where: str = "--address", command: str = "doctor"
 def find_token(environment: Mapping[str, str]) -> str | None:
     """The token that Ray would send: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
 
-    None where RAY_AUTH_MODE turns tokens off, and where there is none.
+    None where RAY_AUTH_MODE does not turn tokens on, and where there is none.
     """
-    if environment.get("RAY_AUTH_MODE", "token").lower() != "token":
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"].strip()
@@ -90,9 +90,10 @@ def require_answer(place: str) -> None:
         return
     token = find_token(os.environ)
     answer = knock(place, token)
-    if answer == "refused" and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if answer == "refused" and mode.lower() != "token":
         raise RequestError(
-            f"the cluster at {place} wants a token, and RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']!r} here: set "
+            f"the cluster at {place} wants a token, and RAY_AUTH_MODE is {repr(mode) if mode else 'not set'} here: set "
             f"RAY_AUTH_MODE=token, and {TOKEN_MEND}"
         )
     if answer == "refused":

@@ -27,7 +27,9 @@ QUIET_ENVIRONMENT = {
     # Ray's uv hook would rebuild the environment on workers; the environment is the one that is running.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
-OWN_SEARCH = ("auto", "local")
+OWN = "local"
+"""An address that stands for a private cluster, as none does."""
+OWN_SEARCH = ("auto", OWN)
 """Addresses for which Ray looks on this machine."""
 ANSWER_S = 2.0
 """Seconds for a machine to answer."""
@@ -44,7 +46,7 @@ def head_answers(ray: Any) -> bool:
     """Whether the cluster's head can be reached: who asks it anything when it is gone hears nothing for a minute, after
     which Ray ends the process."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    return is_open(host, int(port))
+    return is_open(host.strip("[]"), int(port))
 
 
 def require_cluster() -> None:
@@ -73,7 +75,7 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
     address = os.environ.get("RAY_ADDRESS")
     require_cluster()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
+    if not address or address == OWN:
         options |= {
             "num_cpus": max(os.cpu_count() or 1, minimum_cpus),
             "resources": extra_resources or {},
@@ -81,7 +83,7 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
             "dashboard_host": "127.0.0.1",
         }
     try:
-        ray.init(address=address or "local", **options)
+        ray.init(address=address or OWN, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"no Ray cluster at {address or 'this machine'} ({error}): check RAY_ADDRESS, or unset it to start one here"

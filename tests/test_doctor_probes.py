@@ -206,11 +206,13 @@ def test_the_token_file_of_a_process(tmp_path: Path) -> None:
 
 def test_the_token_that_ray_would_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert find_token({}) is None
+    on = {"RAY_AUTH_MODE": "token"}
+    assert find_token(on) is None
     (tmp_path / "t").write_text("abc\n")
-    assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "t")}) == "abc"
-    assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "t"), "RAY_AUTH_TOKEN": "env"}) == "env"
+    assert find_token({**on, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "t")}) == "abc"
+    assert find_token({**on, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "t"), "RAY_AUTH_TOKEN": "env"}) == "env"
     assert find_token({"RAY_AUTH_TOKEN": "env", "RAY_AUTH_MODE": "disabled"}) is None
+    assert find_token({"RAY_AUTH_TOKEN": "env"}) is None, "tokens are off unless they are turned on"
 
 
 @pytest.mark.parametrize(

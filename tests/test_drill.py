@@ -443,6 +443,8 @@ class TestCommand:
         [
             ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
             ("ray://h:1", "cannot reach nodes through Ray's client"),
+            ("10.0.0.1", "RAY_ADDRESS '10.0.0.1' is none: give HOST:PORT"),
+            ("http://h:8265", "run t2i submit --address http://h:8265 -- drill"),
         ],
     )
     def test_no_cluster(self, t2i: T2i, monkeypatch: pytest.MonkeyPatch, address: str, said: str) -> None:

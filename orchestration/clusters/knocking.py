@@ -10,7 +10,8 @@ from typing import Any
 from orchestration.errors import RequestError
 
 FORM = "HOST:PORT of its head (Ray's own default is port 6379), ray://HOST:PORT or auto"
-KNOCK_S = 5.0
+KNOCK_S, ANSWER_S = 5.0, 30.0
+"""Seconds for a machine to take a connection, and for what listens there to say what it is: a head may be busy."""
 CLIENT = "ray://"
 TOKEN_MEND = "give its token in RAY_AUTH_TOKEN, or in a file that RAY_AUTH_TOKEN_PATH names"
 
@@ -34,9 +35,9 @@ def checked_address(text: str, where: str = "--address", command: str = "doctor"
 def find_token(environment: Mapping[str, str]) -> str | None:
     """The token that Ray would send: RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token.
 
-    None where RAY_AUTH_MODE turns tokens off, and where there is none.
+    None where RAY_AUTH_MODE does not turn tokens on, and where there is none.
     """
-    if environment.get("RAY_AUTH_MODE", "token").lower() != "token":
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"].strip()
@@ -56,19 +57,22 @@ def knock(address: str, token: str | None) -> str:
     words = (("authorization", f"Bearer {token}"),) if token else ()
     with _channel(grpc, address) as channel:
         try:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=KNOCK_S, metadata=words)
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S, metadata=words)
         except grpc.RpcError as error:
             return "refused" if error.code() == grpc.StatusCode.UNAUTHENTICATED else f"{error.details()}"[:200]
     return "open"
 
 
 def _channel(grpc: Any, address: str) -> Any:
+    # gRPC by itself would go through an HTTP proxy of the environment, which Ray does not.
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, GLOBAL_GRPC_OPTIONS)
     from ray._common.tls_utils import load_certs_from_env
 
     chain, key, authority = load_certs_from_env()
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, chain), GLOBAL_GRPC_OPTIONS)
 
 
 def require_answer(place: str) -> None:
@@ -76,18 +80,20 @@ def require_answer(place: str) -> None:
     host, _, port = place.removeprefix(CLIENT).rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that no machine can have
+        why = getattr(error, "strerror", None) or error
         raise RequestError(
-            f"no Ray cluster answers at {place} ({error.strerror or error}): correct --address or RAY_ADDRESS, which "
-            f"is {FORM}, or start the cluster"
+            f"no Ray cluster answers at {place} ({why}): correct --address or RAY_ADDRESS, which is {FORM}, or start "
+            "the cluster"
         ) from error
     if place.startswith(CLIENT):
         return
     token = find_token(os.environ)
     answer = knock(place, token)
-    if answer == "refused" and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if answer == "refused" and mode.lower() != "token":
         raise RequestError(
-            f"the cluster at {place} wants a token, and RAY_AUTH_MODE is {os.environ['RAY_AUTH_MODE']!r} here: set "
+            f"the cluster at {place} wants a token, and RAY_AUTH_MODE is {repr(mode) if mode else 'not set'} here: set "
             f"RAY_AUTH_MODE=token, and {TOKEN_MEND}"
         )
     if answer == "refused":

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestration.campaigns.execution import SLOT
-from orchestration.cluster import ray_cluster
-from orchestration.clusters.knocking import CLIENT
+from orchestration.cluster import OWN, ray_cluster
+from orchestration.clusters.knocking import CLIENT, checked_address
 from orchestration.doctor.hands import Place, places_of
 from orchestration.doctor.joining import joined
 from orchestration.errors import RequestError
@@ -201,8 +201,8 @@ def cluster(cpus: int) -> Iterator[OnRay]:
             f"RAY_ADDRESS is {address}, and a drill cannot reach nodes through Ray's client: run it on a machine of "
             "the cluster, or as a job of it with t2i submit -- drill"
         )
-    if address:
-        with joined(address) as (ray, _), _reaching(ray) as reach:
+    if address and address != OWN:
+        with joined(checked_address(address, ADDRESS, "drill")) as (ray, _), _reaching(ray) as reach:
             yield reach
     else:
         with ray_cluster(cpus, {SLOT: 1.0}) as ray, _reaching(ray) as reach:

@@ -50,10 +50,12 @@ def train(
 
     Raises RequestError when the request cannot be met, RunError when training failed or diverged.
     """
-    # Not after what may be hours of preparation.
-    require_cluster()
+    folder = home.runs / experiment.run_name
+    if not _has_finished(folder):
+        # Not after what may be hours of preparation.
+        require_cluster()
     prepared = Preparation(experiment, home, progress, partial(train_part, tracker)).everything()
-    return _run(experiment, tracker, progress, prepared, home.runs / experiment.run_name, parent, fit)
+    return _run(experiment, tracker, progress, prepared, folder, parent, fit)
 
 
 def train_part(
@@ -135,8 +137,7 @@ def _train(
     run_id: str,
     carry_out: CarryOut,
 ) -> FinishedRun:
-    outcome = read_outcome(folder)
-    if outcome is None or outcome.status != "finished":
+    if not _has_finished(folder):
         (folder / OUTCOME).unlink(missing_ok=True)
         with Mirror(tracker, run_id, folder), Watcher(folder, experiment.training.kimg, progress):
             try:
@@ -145,10 +146,10 @@ def _train(
                 with suppress(RunError):
                     tracker.finish(run_id, "FAILED", str(error) or type(error).__name__)
                 raise
-        outcome = read_outcome(folder)
     else:
         with suppress(RunError):
             tracker.mirror(run_id, folder)
+    outcome = read_outcome(folder)
     checkpoint = newest_checkpoint(folder / CHECKPOINTS)
     if outcome is None or outcome.status != "finished" or checkpoint is None:
         reason = outcome.reason if outcome else "it ended without an outcome"
@@ -162,6 +163,12 @@ def _train(
         tracker.log_tags(run_id, checkpoint_tags(checkpoint))
         tracker.finish(run_id, "FINISHED")
     return FinishedRun(folder, run_id, checkpoint, last_metrics(read_metrics(folder)))
+
+
+def _has_finished(folder: Path) -> bool:
+    """Whether the run in the folder reached its end before."""
+    outcome = read_outcome(folder)
+    return outcome is not None and outcome.status == "finished"
 
 
 def fit(job: Job, at_once: int = 1) -> None:

@@ -451,6 +451,17 @@ class TestCommand:
         monkeypatch.setenv("RAY_ADDRESS", address)
         t2i("drill").refused(said)
 
+    def test_no_cluster_on_this_machine(self, t2i: T2i, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Said without an option that only another command has."""
+        from ray._private import services
+
+        def none(_: str) -> str:
+            raise ConnectionError("none was found")
+
+        monkeypatch.setattr(services, "canonicalize_bootstrap_address_or_die", none)
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        t2i("drill").refused("no Ray cluster runs on this machine, and the address is auto: start one, or give HOST")
+
 
 def test_a_page_says_what_was_left_out_and_what_the_endpoint_did() -> None:
     plan = Plan(0, 2, (Kind.REPLICA,))

@@ -22,7 +22,7 @@ from orchestration.campaigns.segments import Given, failed, reached_from_json, r
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.cluster import head_answers, ray_cluster, require, signals_kept, wants_gpu
 from orchestration.errors import RequestError, RunError
-from orchestration.home import pull
+from orchestration.home import looking, pull
 from orchestration.progress import Say
 from orchestration.remote.places import told
 from orchestration.stages import Progress, quiet
@@ -144,7 +144,8 @@ class Desk:
             return FINISHED if self.finished else None
         self.out[key] = segment
         self.begun += 1
-        turn = next_turn(self.given.trial_folder(segment.trial))
+        # Another driver's may be the last turn, on a machine whose clock is ahead.
+        turn = next_turn(looking(self.given.trial_folder(segment.trial))())
         return {SEGMENT: json.dumps(asdict(segment)), WORKERS: self._workers(segment), TURN: list(turn)}
 
     def _workers(self, segment: Segment) -> int:

@@ -27,7 +27,7 @@ def joined(address: str) -> Iterator[tuple[Any, Any]]:
         place = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
     except (ConnectionError, ValueError) as error:
         raise RequestError(
-            f"no Ray cluster runs on this machine, and --address is auto: start one, or give {FORM}"
+            f"no Ray cluster runs on this machine, and the address is auto: start one, or give {FORM}"
         ) from error
     require_answer(place)
     try:
@@ -36,7 +36,7 @@ def joined(address: str) -> Iterator[tuple[Any, Any]]:
         told = " ".join(str(error).split())[:300].rstrip(".")
         raise RequestError(
             f"the cluster at {place} cannot be joined from here ({told}): run this on one of its machines, or as a job "
-            "of it with t2i submit -- doctor"
+            "of it with t2i submit"
         ) from error
     try:
         yield ray, context

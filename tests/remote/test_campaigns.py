@@ -6,12 +6,13 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orchestration.campaigns import segments
 from orchestration.campaigns.campaign import find_campaign
-from orchestration.campaigns.execution import SEGMENT
+from orchestration.campaigns.execution import SEGMENT, TURN, Desk
 from orchestration.campaigns.ledger import FILE, Ledger, Reached, Segment, SegmentState
 from orchestration.campaigns.live import LiveTable
 from orchestration.campaigns.report import read_folder, write_report
@@ -19,9 +20,10 @@ from orchestration.campaigns.segments import Given, fetch_rung, reached_from_jso
 from orchestration.errors import RunError
 from orchestration.home import Home, exclusive, pull
 from orchestration.remote import copies, following, places
-from orchestration.stages import file_sha256
+from orchestration.stages import file_sha256, quiet
 from orchestration.training import worker
 from orchestration.training.state import MANIFEST, open_checkpoint
+from orchestration.training.turn import Turn
 from orchestration.training.worker import CHECKPOINTS
 from tests.remote_support import (
     PATIENCE_S,
@@ -232,3 +234,20 @@ def test_a_donors_checkpoint_is_never_mixed_with_the_trials_own(
             weights = second.runs / "run" / CHECKPOINTS / "kimg-000001.000" / "net.safetensors"
             assert weights.read_bytes() == b"donors 1"
     assert said == {"old", "new"} and not caplog.records
+
+
+def test_a_driver_whose_clock_lags_is_later_than_the_one_before_on_another_machine(first: Home, second: Home) -> None:
+    """Its copy has nothing of the trial yet."""
+    ahead = time.time_ns() + 3600 * 10**9
+    theirs = ledger_at(first) / "trials" / "trial-0000"
+    with taking(theirs, driver_is_here=True):
+        Turn.take(theirs, (ahead,))
+    conductor = SimpleNamespace(next=lambda: Segment(0, 0, STEP, {"tau": 0.1}), done=False)
+    given = SimpleNamespace(
+        trial_folder=lambda number: ledger_at(second) / "trials" / f"trial-{number:04d}",
+        experiment=lambda _: SimpleNamespace(resources=SimpleNamespace(workers=1)),
+    )
+    told = Desk(conductor, given, 1, quiet).ask("a")  # type: ignore[arg-type]
+    assert isinstance(told, dict)
+    with taking(theirs, driver_is_here=True):
+        assert Turn.take(theirs, tuple(told[TURN])).order > (ahead, 1)

@@ -1,18 +1,18 @@
 # make quickstart   the main job, end to end, on this machine
-# make test         every test
+# make test         every test; test-here only those without a Ray cluster, test-ray only those with
 # make check        style and types only
-.PHONY: quickstart test check bench clean help
+.PHONY: quickstart test test-here test-ray check bench clean help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# BESIDE="-n 2 --dist loadfile" shares the tests among two processes, file by file, of one thread each.
+# BESIDE="-n 2 --dist loadfile" shares those without a cluster among two processes, file by file.
 BESIDE ?=
 # Libraries that would otherwise open thread pools, phone home or fetch from a hub.
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-test: export OMP_NUM_THREADS := 1
+test-here test-ray: export OMP_NUM_THREADS := 1
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -32,8 +32,16 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests on a real Ray cluster mostly wait, for processes that start and for machines that are given up: the others run
+# meanwhile.
 test: check
-	$(BIN)/python -m pytest $(BESIDE)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-here test-ray
+
+test-here: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not ray_cluster" $(BESIDE)
+
+test-ray: $(VENV)/installed
+	$(BIN)/python -m pytest -m ray_cluster
 
 bench: $(VENV)/installed
 	@for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done

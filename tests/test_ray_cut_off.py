@@ -196,7 +196,7 @@ def test_a_machine_that_is_given_up_and_trains_on_changes_nothing(
     cluster: Cluster, wire: Cable, home: Path, calm: dict[str, Any]
 ) -> None:
     """Two processes train one trial at once, and one machine hears of it only afterwards. It comes back."""
-    lost = Observed(cluster, home, "lost")
+    lost = Observed(cluster, home, "cut-off")
     lost.in_the_middle()
     unheard, before = trainer(cluster.worker), lost.turns()
     wire.cut()

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from orchestration.cluster import head_answers
+
 CONTROLLER, WATCHER = "TrainController", "PlacementGroupCleaner"
 EVERY_S, EMPTY_S, GONE_S = 5.0, 15.0, 20.0
 """Seconds between two looks; how long a group may hold cores without a process, since one that starts does for a
@@ -124,9 +126,9 @@ class Leftovers:
         ]
 
     def _asked(self, ask: Callable[[], Any], otherwise: Any) -> Any:
-        """A cluster without its dashboard cannot be asked, and one that is busy answers another time."""
+        """A cluster without its dashboard or head cannot be asked, and one that is busy answers another time."""
         try:
-            return ask()
+            return ask() if head_answers(self._ray) else otherwise
         except Exception as error:
             log.info("what is left of job %s on the cluster is not known: %s", self.job, error)
             return otherwise

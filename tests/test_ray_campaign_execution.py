@@ -10,6 +10,7 @@ import torch
 
 from orchestration.campaigns.execution import SLOT, STORAGE, Given, execute
 from orchestration.campaigns.ledger import Ledger, Segment, SegmentState
+from orchestration.campaigns.leftovers import OF_THE_CLUSTER
 from orchestration.campaigns.settings import CampaignSettings, Objective
 from orchestration.cluster import ray_cluster
 from orchestration.errors import RequestError, RunError
@@ -92,7 +93,7 @@ def _left_on(ray: Any) -> dict[str, list[str]]:
     return {
         "actors": sorted(
             {one.class_name for one in list_actors(address=address, filters=[("state", "!=", "DEAD")], limit=1000)}
-            - {"_AutoscalingCoordinatorActor"}
+            - OF_THE_CLUSTER
         ),
         "groups": [one.name for one in list_placement_groups(address=address, filters=[("state", "!=", "REMOVED")])],
         "folders": [path.name for path in session.glob("artifacts/*/*")],

@@ -20,6 +20,8 @@ from typing import Any
 from orchestration.cluster import head_answers
 
 CONTROLLER, WATCHER = "TrainController", "PlacementGroupCleaner"
+OF_THE_CLUSTER = frozenset({"_AutoscalingCoordinatorActor"})
+"""Ray's own actors of which a cluster has one: it belongs to the job that needed it first, and outlives it."""
 EVERY_S, EMPTY_S, GONE_S = 5.0, 15.0, 20.0
 """Seconds between two looks; how long a group may hold cores without a process, since one that starts does for a
 moment; and how long to wait at the end for controllers that are ending."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestration.campaigns.execution import SLOT
+from orchestration.campaigns.leftovers import OF_THE_CLUSTER
 from orchestration.cluster import OWN, ray_cluster
 from orchestration.clusters.knocking import CLIENT, checked_address
 from orchestration.doctor.hands import Place, places_of
@@ -145,7 +146,11 @@ class OnRay:
         from ray.util.state import list_actors, list_placement_groups
 
         actors = list_actors(address=self.address, filters=[("state", "!=", "DEAD")], detail=True, limit=MOST)
-        found = [f"an actor {actor.class_name} (pid {actor.pid})" for actor in actors if actor.job_id in jobs]
+        found = [
+            f"an actor {actor.class_name} (pid {actor.pid})"
+            for actor in actors
+            if actor.job_id in jobs and actor.class_name not in OF_THE_CLUSTER
+        ]
         groups = list_placement_groups(
             address=self.address, filters=[("state", "!=", "REMOVED")], detail=True, limit=MOST
         )

@@ -179,5 +179,11 @@ class FakeServer:
     def start(self) -> None:
         self.told.append("start")
 
+    def begin(self) -> None:
+        self.told.append("begin")
+
+    def wait(self) -> None:
+        self.told.append("wait")
+
     def kill(self) -> None:
         self.told.append("kill")

@@ -270,7 +270,7 @@ class TestStriking:
 
     def test_a_server_is_away_until_something_was_recorded(self, field: Field) -> None:
         hit = fall(field, Kind.TRACKING)
-        assert field.server.told == ["kill", "start"] and hit.lost == 0  # type: ignore[union-attr]
+        assert field.server.told == ["kill", "begin"] and hit.lost == 0  # type: ignore[union-attr]
         assert int(hit.note.split()[0]) >= 1
 
     def test_a_trial_that_has_ended_is_not_hit(self, field: Field) -> None:

@@ -128,6 +128,8 @@ class Drill:
             if server:
                 server.start()
             self._with(driver, lambda: self._strike(field, report, done))
+            if server:
+                server.wait()
             report.drilled = ledger_of(self.campaign.path)
             system = read_campaign(self.campaign.path).plan.base.system
             tracker = Tracker(self.folder, uri)

@@ -221,5 +221,6 @@ class Field:
         self.server.kill()
         self.wait(lambda: self.folder.saved(trial) > moment.saved or self.folder.ended(trial))
         queued = max(0, self.folder.records(trial) - moment.records)
-        self.server.start()
+        # Nobody waits for it: the campaign goes on meanwhile, and would outrun the next blow.
+        self.server.begin()
         return moment, victim, f"{queued} records were kept for it"

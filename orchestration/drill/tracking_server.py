@@ -36,6 +36,20 @@ class TrackingServer:
 
     def start(self) -> None:
         """Begin it, and wait until it answers. Raises RunError when it does not."""
+        self.begin()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it answers. Raises RunError when it does not."""
+        until = time.monotonic() + START_S
+        while not self.healthy():
+            if self._ended or time.monotonic() > until:
+                self.kill()
+                raise RunError(f"the drill's MLflow server did not start: {self.log} says why")
+            time.sleep(0.2)
+
+    def begin(self) -> None:
+        """Begin it; it answers some seconds later."""
         self.folder.mkdir(parents=True, exist_ok=True)
         words = ["server", "--backend-store-uri", f"sqlite:///{(self.folder / 'mlflow.db').absolute()}"]
         words += ["--artifacts-destination", str((self.folder / "mlartifacts").absolute())]
@@ -49,12 +63,10 @@ class TrackingServer:
                 stderr=log,
                 start_new_session=True,
             )
-        until = time.monotonic() + START_S
-        while not self.healthy():
-            if self._process.poll() is not None or time.monotonic() > until:
-                self.kill()
-                raise RunError(f"the drill's MLflow server did not start: {self.log} says why")
-            time.sleep(0.2)
+
+    @property
+    def _ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
 
     def healthy(self) -> bool:
         """Whether it answers."""
@@ -65,7 +77,7 @@ class TrackingServer:
 
     def kill(self) -> None:
         """SIGKILL of it and of all in its group."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._ended:
             return
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -155,6 +155,9 @@ class FakeCluster:
         self.alive = [each for each in self.alive if each.name != place.name]
         FakeDriver.all[-1].cut()
 
+    def reach_all(self) -> None:
+        self.reached = [place.node_id for place in self.nodes()]
+
     def left_over(self, jobs: Collection[str]) -> list[str]:
         return self.left
 

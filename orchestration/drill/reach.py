@@ -55,6 +55,9 @@ class Cluster(Protocol):
     def kill_node(self, place: Place) -> None:
         """SIGKILL of a node's raylet and of all that it started."""
 
+    def reach_all(self) -> None:
+        """Be ready to strike on every node that is alive."""
+
     def left_over(self, jobs: Collection[str]) -> list[str]:
         """What the cluster still holds of jobs: actors and placement groups, by a few words each."""
 
@@ -105,6 +108,9 @@ class OnRay:
         self.address, self._own = str(context.gcs_address), context.get_node_id()
         self._hands: dict[str, Any] = {}
         self._others: list[Any] = []
+        self.reach_all()
+
+    def reach_all(self) -> None:
         # A process takes seconds to start, and a moment does not wait.
         self._ask([self._hand(place.node_id).host.remote() for place in self.nodes()])
 

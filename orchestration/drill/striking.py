@@ -191,6 +191,7 @@ class Field:
                 "on it as it was, or give --bring-back COMMAND, and repeat the drill, which then goes on"
             )
         back = time.monotonic() - moment.when
+        self.cluster.reach_all()
         return moment, Victim(0, place.name, place.node_id), f"the node was back after {back:.0f} s"
 
     def _alive(self) -> set[str]:

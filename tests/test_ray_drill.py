@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,29 +59,48 @@ def who_brings_back(cluster: Cluster, folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_everything_is_killed_once_and_nothing_changes(cluster: Cluster, home: Path, tmp_path: Path) -> None:
-    plan = Plan(1, 2, tuple(Kind))
-    with who_brings_back(cluster, tmp_path) as command:
+def drilled(cluster: Cluster, home: Path, folder: Path, kinds: Sequence[Kind], seed: int) -> Any:
+    """What a drill says of itself."""
+    folder.mkdir()
+    with who_brings_back(cluster, folder) as command:
+        back = ["--bring-back", command] if Kind.NODE in kinds else []
+        words = ["drill", "--kill", ",".join(kinds), "--seed", f"{seed}", *back, "--home", str(home), "--json"]
         ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "orchestration", "drill", "--kill", ",".join(plan.kinds), "--seed", "1"),
-                *("--bring-back", command, "--home", str(home), "--json"),
-            ],
+            [sys.executable, "-m", "orchestration", *words],
             env={**cluster.environment, "RAY_ADDRESS": cluster.gcs},
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
         )
-    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])
-    assert told["equal"] and not told["skipped"] and not told["missed"]
-    assert [(hit["kind"], hit["trial"]) for hit in told["hits"]] == [(one.kind, one.trial) for one in plan.strikes()]
-    assert all(hit["at"] >= hit["planned"] for hit in told["hits"])
-    assert told["drilled_ledger"] == told["twin_ledger"] and len(told["twin_ledger"]) == 2
-    assert all(trial["state"] == "finished" and trial["digest"] for trial in told["twin_ledger"].values())
-    assert told["replica"]["answers"] > told["replica"]["after_answers"] and told["replica"]["wrong"] == []
-    # What was started for it has ended, and only the twin stays.
-    assert [path.name for path in (home / "drills" / "campaigns").iterdir()] == [plan.twin]
+    faults = [told[name] for name in ("differences", "unrecorded", "left_over", "unserved", "skipped")]
+    assert not any(faults) and ended.returncode == (1 if told["missed"] else 0), ended.stderr
+    assert told["equal"] == (not told["missed"])
+    return told
+
+
+def test_everything_is_killed_once_and_nothing_changes(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    """A machine that is fast enough ends a trial before its blow, which the drill says; that one falls in another."""
+    left, hits, twins = list(Kind), {}, set()
+    for seed in range(1, 1 + TRIES):
+        plan = Plan(seed, 2, tuple(left))
+        told = drilled(cluster, home, tmp_path / f"drill-{seed}", left, seed)
+        hits |= {hit["kind"]: hit for hit in told["hits"]}
+        twins.add(plan.twin)
+        assert sorted([*(hit["kind"] for hit in told["hits"]), *told["missed"]]) == sorted(plan.in_campaign)
+        assert told["drilled_ledger"] == told["twin_ledger"] and len(told["twin_ledger"]) == 2
+        assert all(trial["state"] == "finished" and trial["digest"] for trial in told["twin_ledger"].values())
+        if Kind.REPLICA in left:
+            assert told["replica"]["answers"] > told["replica"]["after_answers"] and told["replica"]["wrong"] == []
+        left = [Kind(kind) for kind in told["missed"]]
+        if not left:
+            break
+    assert set(hits) == set(Plan(1, 2, tuple(Kind)).in_campaign)
+    assert all(hit["at"] >= hit["planned"] for hit in hits.values())
+    # What was started for it has ended, and a drill that found nothing leaves its twin alone.
+    names = {path.name for path in (home / "drills" / "campaigns").iterdir()}
+    assert plan.name not in names and twins <= names
     assert not [pid for pid in processes() if str(home / "drills") in pid]
     cluster.wait(2)
 

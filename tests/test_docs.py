@@ -46,7 +46,7 @@ RUN_ELSEWHERE = {
     "cluster check": "tests/test_cluster_render.py::test_render_and_check",
     "submit": "tests/test_ray_submit.py::test_submit",
     "doctor": "tests/test_doctor.py::test_this_machine",
-    "drill": "tests/test_ray_drill.py::test_everything_is_killed_once_and_nothing_changes",
+    "drill": "tests/test_ray_drill.py::test_what_is_killed_changes_nothing",
     "mlflow": "tests/test_docs.py::test_mlflow_page",
 }
 

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inventory import Inventory
+from ports import PORTS, free_ports
 
 from orchestration.campaigns.execution import SLOT
 from orchestration.cluster import QUIET_ENVIRONMENT
@@ -30,14 +30,6 @@ HEAD, WORKER, DRIVER = "head", "worker", "driver"
 ADDRESSES = {HEAD: "127.0.0.1", WORKER: "127.0.0.2"}  # all of 127.0.0.0/8 is this machine
 MARK = "T2I_BENCHMARK_PROCESS"
 START_S, END_S = 180.0, 30.0
-PORTS = (
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-    "object-manager-port",
-    "node-manager-port",
-)
 
 
 @dataclass
@@ -96,18 +88,6 @@ class TwoNodes:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.2)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on; none that the system hands out by itself meanwhile."""
-    found: list[int] = []
-    for port in secrets.SystemRandom().sample(range(20000, 32000), 2000):
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            break
-    return found
 
 
 @contextmanager

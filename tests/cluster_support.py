@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.ports import PORTS, free_ports
 from orchestration.campaigns.execution import SLOT
 from orchestration.cluster import QUIET_ENVIRONMENT
 
@@ -28,14 +28,6 @@ JOINED = "Ray runtime started."
 """What `ray start` says when its node has joined."""
 STARVED = ("The current node timed out during startup", "mistakenly been marked as dead")
 """And when it ends because that took more than 30 seconds, or because the head did not reach it for 15."""
-PORTS = (
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-    "object-manager-port",
-    "node-manager-port",
-)
 
 
 @dataclass
@@ -189,18 +181,6 @@ class Cluster:
         ended = {node.name: node.process and node.process.poll() for node in self.nodes}
         said = "\n".join(f"{node.name} said:\n{node.told[-3000:]}" for node in self.nodes)
         return f"{self.alive()} nodes are alive; ended with {ended}\n{said}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different; none that the system hands out by itself while a cluster starts."""
-    found: list[int] = []
-    for port in secrets.SystemRandom().sample(range(20000, 32000), 2000):
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 @contextmanager

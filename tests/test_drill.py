@@ -204,7 +204,7 @@ def field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Field:
 
 def fall(field: Field, kind: Kind, trial: int = 0, images: int = 480) -> Hit:
     hit = field.strike(Strike(kind, trial, images))
-    assert hit is not None and hit.planned == images <= hit.at < images + 320 and hit.lost < 160
+    assert isinstance(hit, Hit) and hit.planned == images <= hit.at < images + 320 and hit.lost < 160
     return hit
 
 
@@ -274,8 +274,16 @@ class TestStriking:
         assert int(hit.note.split()[0]) >= 1
 
     def test_a_trial_that_has_ended_is_not_hit(self, field: Field) -> None:
-        assert field.strike(Strike(Kind.TRIAL, 0, 10_000)) is None
+        assert field.strike(Strike(Kind.TRIAL, 0, 10_000)) == "its trial ended before"
         assert field.cluster.killed == []  # type: ignore[attr-defined]
+
+    def test_nobody_to_strike_is_no_blow_that_came_too_late(
+        self, field: Field, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(field.cluster, "actors", lambda kind, jobs: [])
+        why = "its trial ended, and Ray listed no actor ImplicitFunc of it"
+        assert field.strike(Strike(Kind.TRIAL, 0, 480)) == why
+        assert field.strike(Strike(Kind.DRIVER, 0, 10_000)) == "its trial ended before"
 
     def test_a_command_that_ends_is_given_again_but_not_for_ever(self, field: Field) -> None:
         driver: Any = field.driver

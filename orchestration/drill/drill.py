@@ -31,14 +31,14 @@ Say = Callable[[str], None]
 
 @dataclass
 class Report:
-    """What a drill found. twin, drilled: the ledgers by trial, as in `ledger_of`; missed: blows for which the trial had
-    ended; skipped: kinds that cannot be done here, and why; unrecorded, left_over, unserved: sentences, [] where
+    """What a drill found. twin, drilled: the ledgers by trial, as in `ledger_of`; missed: blows that did not fall, and
+    why; skipped: kinds that cannot be done here, and why; unrecorded, left_over, unserved: sentences, [] where
     all is well."""
 
     plan: Plan
     objective: str = ""
     hits: list[Hit] = field(default_factory=list)
-    missed: list[Kind] = field(default_factory=list)
+    missed: dict[Kind, str] = field(default_factory=dict)
     skipped: dict[Kind, str] = field(default_factory=dict)
     twin: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     drilled: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Report:
         """A sentence for each thing that is not as it would be without a drill."""
         return [
             *(f"{each}" for each in self.differences),
-            *(f"{kind} was not hit: its trial ended before" for kind in self.missed),
+            *(f"{kind} was not hit: {why}" for kind, why in self.missed.items()),
             *(f"MLflow: {each}" for each in self.unrecorded),
             *(f"left over on the cluster: {each}" for each in self.left_over),
             *(f"endpoint: {each}" for each in (*self.unserved, *(self.replica.wrong if self.replica else ()))),
@@ -151,8 +151,8 @@ class Drill:
             field.seen = self._seen(f"drill: {strike.kind}", self.campaign)
             field.draw = self.plan.draw(f"victim {strike.kind}")
             hit = field.strike(strike)
-            if hit is None:
-                report.missed.append(strike.kind)
+            if isinstance(hit, str):
+                report.missed[strike.kind] = hit
                 continue
             report.hits.append(hit)
             self._keep(report.hits)

@@ -14,8 +14,8 @@ LEDGER = ("trial", "state", "kimg", "figure", "checkpoint", "the twin's figure",
 def page(report: Report) -> str:
     """Blows, the ledger beside the twin's, and what differs."""
     lines = table(HITS, hit_rows(report))
-    for kind in report.missed:
-        lines.append(f"{kind}: not hit, its trial ended before")
+    for kind, why in report.missed.items():
+        lines.append(f"{kind}: not hit, {why}")
     for kind, why in report.skipped.items():
         lines.append(f"{kind}: left out, {why}")
     if report.plan.in_campaign:
@@ -96,7 +96,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "kinds": [kind.value for kind in plan.kinds],
         "equal": not report.faults,
         "hits": [hit.to_json() for hit in report.hits],
-        "missed": [kind.value for kind in report.missed],
+        "missed": {kind.value: why for kind, why in report.missed.items()},
         "skipped": {kind.value: why for kind, why in report.skipped.items()},
         "differences": [
             {"trial": each.trial, "field": each.field, "twin": each.twin, "drilled": each.drilled}

@@ -18,7 +18,7 @@ from orchestration.errors import RequestError
 
 ADDRESS = "RAY_ADDRESS"
 TRAIN_WORKER, TRIAL, REPLICA = "RayTrainWorker", "ImplicitFunc", "ServeReplica"
-"""How Ray's own classes of actors are called, or begin."""
+"""How Ray's own classes of actors are called, or begin; Ray lists those made in a function under a longer name."""
 ANSWER_S = 60.0
 MOST = 10_000  # rows of one answer
 
@@ -47,7 +47,7 @@ class Cluster(Protocol):
         """How many of it all nodes have."""
 
     def actors(self, kind: str, jobs: Collection[str] | None = None) -> list[Victim]:
-        """Living processes of actors whose class begins so, of these jobs."""
+        """Living processes of actors whose class, without where it was made, begins so, of these jobs."""
 
     def kill(self, victim: Victim) -> bool:
         """SIGKILL of a process; whether it was still there."""
@@ -132,7 +132,7 @@ class OnRay:
             (
                 Victim(int(actor.pid), names[actor.node_id], str(actor.node_id))
                 for actor in found
-                if actor.class_name.startswith(kind)
+                if actor.class_name.rpartition(".")[2].startswith(kind)
                 and actor.pid
                 and actor.node_id in names
                 and (jobs is None or actor.job_id in jobs)

@@ -21,6 +21,7 @@ POLL_S = 0.05
 REPEATS = 4
 """Times the command of a campaign that ended is given again before a drill calls it lost."""
 HERE = "this machine"
+BEFORE = "its trial ended before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,10 @@ class Field:
     seen: Callable[[], None] = lambda: None
     jobs: set[str] = field(default_factory=set)
     repeated: int = 0
+    _unseen: str = ""
 
-    def strike(self, one: Strike) -> Hit | None:
-        """Wait for the moment, strike, and wait until things went on; None where the trial ended before."""
+    def strike(self, one: Strike) -> Hit | str:
+        """Wait for the moment, strike, and wait until things went on; why not, where there was nothing to strike."""
         repeated = self.repeated
         aims: dict[Kind, Callable[[int], Fire]] = {
             Kind.WORKER: lambda trial: self._aim_at_process(TRAIN_WORKER, trial),
@@ -92,14 +94,14 @@ class Field:
             Kind.NODE: self._aim_at_node,
             Kind.TRACKING: lambda trial: partial(self._tracking, trial),
         }
-        struck = None
+        struck, self._unseen = None, ""
         while struck is None:
             # Looking for somebody takes longer than a moment lasts.
             self.wait(lambda: self.folder.trained(one.trial) > 0 or self.folder.ended(one.trial))
             fire = aims[one.kind](one.trial)
             self.wait(lambda: self.folder.trained(one.trial) >= one.images or self.folder.ended(one.trial))
             if self.folder.ended(one.trial):
-                return None
+                return self._unseen or BEFORE
             struck = fire()
         moment, victim, note = struck
         lost = 0
@@ -154,6 +156,7 @@ class Field:
 
         self.wait(there)
         victim = self.draw.choice(found) if found else None
+        self._unseen = "" if found else f"its trial ended, and Ray listed no actor {kind} of it"
 
         def fire() -> Struck | None:
             moment = self._moment(trial)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from orchestration.errors import RequestError
+from orchestration.errors import RequestError, RunError
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -87,6 +87,14 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"no Ray cluster at {address or 'this machine'} ({error}): check RAY_ADDRESS, or unset it to start one here"
+        ) from error
+    except Exception as error:
+        # Ray gives its node half a minute, and raises the plain class.
+        if type(error) is not Exception:
+            raise
+        raise RunError(
+            f"Ray did not start on this machine ({error}): it is too busy, or the disk of Ray's "
+            "folder is full (RAY_TMPDIR, else /tmp/ray); repeat the command when it is not"
         ) from error
     try:
         yield ray

@@ -442,6 +442,11 @@ def apply_assignments(experiment: Experiment, assignments: Iterable[str]) -> Exp
     return experiment.replace(changes) if changes else experiment
 
 
+def assigned(assignments: Iterable[str]) -> set[str]:
+    """The dotted fields that `apply_assignments` sets."""
+    return {assignment.partition("=")[0].strip() for assignment in assignments}
+
+
 def _value(text: str) -> Any:
     # "none" is a word: several fields have it as a choice. JSON's null empties an optional field.
     try:

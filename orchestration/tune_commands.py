@@ -1,6 +1,6 @@
 """`t2i tune`: search the hyperparameters that a paper documents."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import click
@@ -90,6 +90,7 @@ def tune(
     from orchestration.campaigns.campaign import Plan, find_campaign, read_campaign
     from orchestration.campaigns.campaign import tune as run
     from orchestration.campaigns.live import trials_table
+    from orchestration.config import assigned
 
     if (recipe is None) == (resume is None):
         raise RequestError("name a RECIPE to begin a campaign, or --resume CAMPAIGN to go on with one")
@@ -101,7 +102,18 @@ def tune(
         assert recipe is not None
         experiment = chosen_experiment(recipe, data, assignments, workers)
         plan = _plan(
-            experiment, trials, concurrent, kimg, grace_kimg, parameters, ranges, objectives, sampler, scheduler, seed
+            experiment,
+            assigned(assignments),
+            trials,
+            concurrent,
+            kimg,
+            grace_kimg,
+            parameters,
+            ranges,
+            objectives,
+            sampler,
+            scheduler,
+            seed,
         )
         plan = Plan(plan.base, plan.space, plan.settings, storage, name)
     if dry_run:
@@ -125,6 +137,7 @@ def tune(
 
 def _plan(
     experiment: Any,
+    fixed: Container[str],
     trials: int,
     concurrent: int,
     kimg: float | None,
@@ -144,8 +157,10 @@ def _plan(
     budget = kimg if kimg is not None else experiment.training.kimg
     grace = grace_kimg if grace_kimg is not None else budget / 4
     compared = ("training.checkpoint_kimg", "training.picture_kimg", "evaluation.every_kimg")
-    # What trains nothing has no lengths: it is drawn and judged once.
-    experiment = experiment.replace({"training.kimg": budget, **(dict.fromkeys(compared, grace) if grace else {})})
+    # What trains nothing has no lengths: it is drawn and judged once. Every stretch ends with a checkpoint and a
+    # verdict, so that whoever wants them at other lengths too has them there.
+    lengths = {name: grace for name in compared if grace and name not in fixed}
+    experiment = experiment.replace({"training.kimg": budget, **lengths})
     narrowed = dict(pair("--range", text, "NAME=low:high or NAME=a,b,c") for text in ranges)
     try:
         space = load_space(experiment.system).choose(parameters, narrowed, experiment.model_dump(mode="json"))

@@ -21,7 +21,9 @@ import torch
 from orchestration import cli as cli_module
 from orchestration import cluster, listing
 from orchestration.campaigns import execution
+from orchestration.campaigns.campaign import Plan
 from orchestration.cli import cli
+from orchestration.errors import RequestError
 from orchestration.quickstart import PROMPT
 from orchestration.training import launch
 from tests.cli_support import TINY_SCENES, Ended, T2i, every_command, made, runner
@@ -280,6 +282,28 @@ class TestTune:
     def test_wrong_requests(self, t2i: T2i, home: Path, options: list[str], parts: list[str]) -> None:
         t2i("tune", "xmcgan_scenes32", *options).refused(*parts)
         assert not made(home)
+
+    @pytest.mark.parametrize(
+        ("changes", "lengths"),
+        [
+            ([], (0.5, 0.5, 0.5)),
+            (["--set", "training.checkpoint_kimg=0.2", "--set", "evaluation.every_kimg=null"], (0.2, 0.5, None)),
+        ],
+    )
+    def test_lengths_are_the_first_rungs_unless_they_are_set(
+        self, t2i: T2i, monkeypatch: pytest.MonkeyPatch, changes: list[str], lengths: tuple[float | None, ...]
+    ) -> None:
+        plans: list[Plan] = []
+
+        def tune(plan: Plan, *rest: object) -> None:
+            plans.append(plan)
+            raise RequestError("that is enough")
+
+        monkeypatch.setattr("orchestration.campaigns.campaign.tune", tune)
+        t2i("tune", "xmcgan_scenes32", "--kimg", "2", *changes).refused("that is enough")
+        base = plans[0].base
+        found = (base.training.checkpoint_kimg, base.training.picture_kimg, base.evaluation.every_kimg)
+        assert (base.training.kimg, *found) == (2.0, *lengths)
 
     def test_without_a_judge_there_is_no_objective(self, t2i: T2i, coco: Path, tiny: list[str]) -> None:
         ended = t2i("tune", "xmcgan_scenes32", "--data", f"coco:{coco}", *tiny, "--parameter", "tau")

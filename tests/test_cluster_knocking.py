@@ -13,7 +13,7 @@ import pytest
 
 from orchestration.cluster import head_answers, ray_cluster, require_cluster
 from orchestration.clusters import knocking
-from orchestration.errors import RequestError
+from orchestration.errors import RequestError, RunError
 
 from .cli_support import T2i, made, runner
 
@@ -132,3 +132,28 @@ def test_a_head_that_answers(family: socket.AddressFamily, host: str) -> None:
         assert not head_answers(ray)
         listening.listen()
         assert head_answers(ray)
+
+
+def test_a_node_of_ray_that_does_not_start_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    class Other(Exception):
+        pass
+
+    def init(error: Exception) -> None:
+        def raised(**options: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(ray, "init", raised)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    init(Exception("The current node timed out during startup."))
+    with (
+        pytest.raises(RunError, match=r"Ray did not start on this machine .* too busy, .* /tmp/ray\); repeat"),
+        ray_cluster(),
+    ):
+        pass
+    init(Other("a fault of our own"))
+    with pytest.raises(Other), ray_cluster():
+        pass

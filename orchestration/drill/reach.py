@@ -14,7 +14,7 @@ from orchestration.cluster import OWN, ray_cluster
 from orchestration.clusters.knocking import CLIENT, checked_address
 from orchestration.doctor.hands import Place, places_of
 from orchestration.doctor.joining import joined
-from orchestration.errors import RequestError
+from orchestration.errors import RequestError, RunError
 
 ADDRESS = "RAY_ADDRESS"
 TRAIN_WORKER, TRIAL, REPLICA = "RayTrainWorker", "ImplicitFunc", "ServeReplica"
@@ -124,14 +124,11 @@ class OnRay:
         return float(self._ray.cluster_resources().get(resource, 0.0))
 
     def actors(self, kind: str, jobs: Collection[str] | None = None) -> list[Victim]:
-        from ray.util.state import list_actors
-
         names = {place.node_id: place.name for place in self.nodes()}
-        found = list_actors(address=self.address, filters=[("state", "=", "ALIVE")], detail=True, limit=MOST)
         return sorted(
             (
                 Victim(int(actor.pid), names[actor.node_id], str(actor.node_id))
-                for actor in found
+                for actor in self._listed("actors", ("state", "=", "ALIVE"))
                 if actor.class_name.rpartition(".")[2].startswith(kind)
                 and actor.pid
                 and actor.node_id in names
@@ -149,17 +146,12 @@ class OnRay:
         del self._hands[place.node_id]
 
     def left_over(self, jobs: Collection[str]) -> list[str]:
-        from ray.util.state import list_actors, list_placement_groups
-
-        actors = list_actors(address=self.address, filters=[("state", "!=", "DEAD")], detail=True, limit=MOST)
         found = [
             f"an actor {actor.class_name} (pid {actor.pid})"
-            for actor in actors
+            for actor in self._listed("actors", ("state", "!=", "DEAD"))
             if actor.job_id in jobs and actor.class_name not in OF_THE_CLUSTER
         ]
-        groups = list_placement_groups(
-            address=self.address, filters=[("state", "!=", "REMOVED")], detail=True, limit=MOST
-        )
+        groups = self._listed("placement_groups", ("state", "!=", "REMOVED"))
         return found + [f"placement group {one.placement_group_id}" for one in groups if one.creator_job_id in jobs]
 
     def serves(self) -> bool:
@@ -195,6 +187,24 @@ class OnRay:
         # Of no CPU: a busy cluster is struck too.
         options = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": there}
         return self._ray.remote(kind).options(**options).remote(*arguments)
+
+    def _listed(self, what: str, *filters: tuple[str, str, str]) -> list[Any]:
+        """What Ray's state says, once it does: a head that is busy or has just lost a node answers another time."""
+        from ray.util import state
+        from ray.util.state.exception import RayStateApiException
+
+        ask, until = getattr(state, f"list_{what}"), time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return list(ask(address=self.address, filters=list(filters), detail=True, limit=MOST))
+            except RayStateApiException as error:
+                if time.monotonic() > until:
+                    reason = " ".join(str(error).split())
+                    raise RunError(
+                        f"the cluster did not list its {what.replace('_', ' ')} for {ANSWER_S:.0f} s ({reason}): see "
+                        "to its dashboard and repeat the drill, which then goes on"
+                    ) from error
+                time.sleep(1.0)
 
     def _ask(self, references: list[Any]) -> list[Any]:
         return list(self._ray.get(references, timeout=10 * ANSWER_S))

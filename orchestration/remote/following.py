@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestration.errors import RunError
 from orchestration.remote.copies import WorkingCopy
+from orchestration.training.turn import Superseded
 
 RETRY_S = 30.0
 """After a publication that failed the next is tried no later than so many seconds."""
@@ -31,6 +32,9 @@ def following(copy: WorkingCopy, folder: Path) -> Iterator[Callable[[], None]]:
     follower.start()
     try:
         yield follower.due.set
+    except Superseded:
+        follower.stop()  # the folder is another process's, which publishes it
+        raise
     except BaseException:
         follower.stop()
         with suppress(OSError, RunError):

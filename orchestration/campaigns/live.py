@@ -154,7 +154,8 @@ class LiveTable:
 
     def _as_it_runs(self, trial: Trial) -> Trial:
         """A running trial as far as its own records say it is; the ledger knows only of its last comparison."""
-        if trial.state != State.RUNNING:
+        # At the end nothing is drawn any more, and a store that hangs would be waited for once a trial.
+        if trial.state != State.RUNNING or self._stop.is_set():
             return trial
         if trial.number not in self._where:
             self._where[trial.number] = looking(self.folder / "trials" / trial.name)

@@ -16,6 +16,8 @@ RETRY_S = 30.0
 """After a publication that failed the next is tried no later than so many seconds."""
 RECORDS_S, LOOK_S = 10.0, 10.0
 """Seconds between two publications of what is recorded while nothing else is due, and between two looks at it."""
+HANGS_S = 10.0
+"""A look that takes longer is not waited for: the next one who asks may have what it finds."""
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +86,20 @@ class Looking:
     def __init__(self, copy: WorkingCopy, folder: Path) -> None:
         self.copy, self.folder = copy, folder
         self._found, self._next = folder, 0.0
+        self._looks: threading.Thread | None = None
 
     def __call__(self) -> Path:
-        """A folder that is seconds old; of a store that is away the last one that was seen."""
-        now = time.monotonic()
-        if now >= self._next:
-            try:
-                self._found = self.copy.seen(self.folder)
-            except OSError as error:
-                log.info("what %s records is not seen for now (%s: %s)", self.folder.name, self.copy.url, error)
-            self._next = time.monotonic() + LOOK_S
+        """A folder that is seconds old; of a store that is away, or hangs, the last one that was seen."""
+        if time.monotonic() >= self._next and (self._looks is None or not self._looks.is_alive()):
+            # A call to a store can take minutes to fail, and whoever asks has more to do.
+            self._looks = threading.Thread(target=self._look, name=f"look at {self.folder.name}", daemon=True)
+            self._looks.start()
+            self._looks.join(HANGS_S)
         return self._found
+
+    def _look(self) -> None:
+        try:
+            self._found = self.copy.seen(self.folder)
+        except OSError as error:
+            log.info("what %s records is not seen for now (%s: %s)", self.folder.name, self.copy.url, error)
+        self._next = time.monotonic() + LOOK_S

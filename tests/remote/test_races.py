@@ -2,12 +2,18 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from orchestration.home import Home, exclusive, publishing, pull
+from orchestration.campaigns.live import LiveTable
+from orchestration.home import Home, exclusive, looking, publishing, pull
+from orchestration.remote import following
+from orchestration.tracking import Mirror
 from orchestration.training.turn import Superseded
 from tests.remote_support import PATIENCE_S, made_by, published, spoil
+from tests.report_support import Made, settings_of
+from tests.test_live import Terminal
 
 
 def test_one_whose_folder_is_anothers_by_now_publishes_nothing(first: Home) -> None:
@@ -36,3 +42,62 @@ def test_a_reader_that_fetches_slowly_does_not_write_over_one_who_has_begun_here
         (second.runs / "run" / "metrics.jsonl").write_text('{"images": 2000}\n')
         reader.join(PATIENCE_S)
     assert published(first)["runs/run/metrics.jsonl"] == b'{"images": 2000}\n'
+
+
+class Sends:
+    """What MLflow is sent: from which folders."""
+
+    uri = "http://127.0.0.1:1"
+
+    def __init__(self) -> None:
+        self.sent = list[Path]()
+
+    def mirror(self, run_id: str, folder: Path) -> int:
+        self.sent.append(folder)
+        return 0
+
+
+def test_a_store_that_hangs_holds_up_neither_the_mirror_nor_the_end(
+    first: Home, second: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "HANGS_S", 0.05)
+    monkeypatch.setattr(Mirror, "PATIENCE_S", 5.0)
+    made_by(first, 1)
+    run, sends, answers = second.runs / "run", Sends(), threading.Event()
+
+    def hangs(_: int, route: str) -> bool:
+        return not answers.wait(PATIENCE_S)
+
+    spoil(second, hangs)
+    seen, until = looking(run), time.monotonic() + PATIENCE_S / 2
+    try:
+        with Mirror(sends, "id", run, every_s=0.01) as mirror:  # type: ignore[arg-type]
+            while len(sends.sent) < 3:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        assert mirror.error is None and set(sends.sent) == {run}
+        assert seen() == run
+    finally:
+        answers.set()
+    while seen() == run:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert (seen() / "metrics.jsonl").is_file()
+
+
+def test_a_table_ends_although_the_store_hangs(first: Home, second: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "HANGS_S", 1.5)
+    monkeypatch.setenv("TERM", "xterm")
+    made = Made(second.campaigns / "some", settings_of())
+    for number in range(4):
+        made.trial(number)
+        made.begun(number)
+    answers = threading.Event()
+    spoil(second, lambda _, route: not answers.wait(PATIENCE_S))
+    try:
+        with LiveTable(made.folder, made.settings, stream=Terminal(), every_s=0.01) as table:
+            while not table._where:
+                time.sleep(0.01)
+        assert len(table._where) == 1, "the others are not waited for"
+    finally:
+        answers.set()

@@ -1,17 +1,21 @@
 """A home on object storage between two who use it at the same moment, and beside a store that hangs."""
 
+import json
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from orchestration.campaigns.live import LiveTable
+from orchestration.errors import RequestError
 from orchestration.home import Home, exclusive, looking, publishing, pull
-from orchestration.remote import following
+from orchestration.remote import following, lease
+from orchestration.remote.lease import LEASE, Lease, Owner
 from orchestration.tracking import Mirror
 from orchestration.training.turn import Superseded
-from tests.remote_support import PATIENCE_S, made_by, published, spoil
+from tests.remote_support import PATIENCE_S, made_by, published, spoil, working_copy
 from tests.report_support import Made, settings_of
 from tests.test_live import Terminal
 
@@ -101,3 +105,24 @@ def test_a_table_ends_although_the_store_hangs(first: Home, second: Home, monkey
         assert len(table._where) == 1, "the others are not waited for"
     finally:
         answers.set()
+
+
+def test_of_two_who_find_a_lease_dead_at_once_one_works(first: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = working_copy(first).store
+    slow, quick = Lease(store, "runs/run", "slow"), Lease(store, "runs/run", "quick")
+    dead = replace(Owner.here("lost"), machine="?")
+    store.put(f"runs/run/{LEASE}", json.dumps(asdict(dead)).encode())
+    monkeypatch.setattr(lease, "STALE_S", -1.0)
+    require = Lease._require_dead
+
+    def held_up(self: Lease, known: Owner) -> None:
+        require(self, known)
+        if self is slow and known == dead:
+            quick.acquire()
+            monkeypatch.setattr(lease, "STALE_S", 180.0)
+
+    monkeypatch.setattr(Lease, "_require_dead", held_up)
+    with pytest.raises(RequestError, match="runs/run in .* is being worked on by process"):
+        slow.acquire()
+    quick.require()
+    quick.release()

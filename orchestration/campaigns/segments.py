@@ -35,7 +35,7 @@ from orchestration.tracking import Mirror, Tracker
 from orchestration.training.launch import EXPERIMENT_FILE, fit, run_tags, train_part, validation_figures
 from orchestration.training.recorder import Recorder, read_metrics
 from orchestration.training.state import MANIFEST, UNFINISHED, Checkpoint, newest_checkpoint, open_checkpoint
-from orchestration.training.turn import Superseded, Turn, Writing
+from orchestration.training.turn import Order, Superseded, Turn, Writing
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores, train_worker
 from search_spaces.space import Space, Value
 
@@ -147,8 +147,9 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         told = Given.from_json(places.here(given))
         folder = told.trial_folder(segment.trial)
-        with taking(folder, places.written_here(given)):
-            turn = Turn.take(folder, tuple(given.get("turn", ())))
+        under = tuple(given.get("turn", ()))
+        with taking(folder, places.written_here(given), under):
+            turn = Turn.take(folder, under)
             reached = _run(told, segment, turn)
     except (RequestError, RunError) as error:
         if isinstance(error, Superseded):
@@ -170,16 +171,19 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def taking(folder: Path, driver_is_here: bool) -> Iterator[None]:
+def taking(folder: Path, driver_is_here: bool, under: Order = ()) -> Iterator[None]:
     """What other machines published of a trial is fetched first, and what it has become is published at the end.
 
     driver_is_here: the driver reads the same folder, and publishes at its own end what could not be. RunError else.
+    under: the driver's turn; Superseded when it is over.
     """
     copy = copy_of(folder)
     if copy is None:
         yield
         return
-    copy.insist(copy.take, folder, "fetched")
+    from orchestration.remote.following import take_under
+
+    take_under(copy, folder, under)
     yield
     try:
         copy.insist(copy.push, folder, "published")

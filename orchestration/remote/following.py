@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestration.errors import RunError
 from orchestration.remote.copies import WorkingCopy
-from orchestration.training.turn import Superseded
+from orchestration.training.turn import Order, Superseded, require_turn
 
 RETRY_S = 30.0
 """After a publication that failed the next is tried no later than so many seconds."""
@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def following(copy: WorkingCopy, folder: Path) -> Iterator[Callable[[], None]]:
+def following(copy: WorkingCopy, folder: Path, turn: Order = ()) -> Iterator[Callable[[], None]]:
     """What is published of the folder follows what is here, whenever what is yielded was called, and at the end.
 
-    Raises RunError when the folder cannot be fetched at first, or not all could be published at last.
+    turn: as of `take_under`. Raises RunError when the folder cannot be fetched at first, or not all could be published
+    at last.
     """
-    copy.insist(copy.take, folder, "fetched")
+    take_under(copy, folder, turn)
     copy.insist(copy.push, folder, "published")  # workers on other machines begin from it
     follower = _Follower(copy, folder)
     follower.start()
@@ -44,6 +45,16 @@ def following(copy: WorkingCopy, folder: Path) -> Iterator[Callable[[], None]]:
         raise
     follower.stop()
     copy.insist(copy.push, folder, "published")
+
+
+def take_under(copy: WorkingCopy, folder: Path, turn: Order) -> None:
+    """Begin to write in the folder on behalf of whoever has this turn. Raises Superseded, and RunError.
+
+    One that comes too late looks first: it would take the folder from the machine that has begun it again.
+    """
+    copy.insist(copy.pull, folder, "fetched")
+    require_turn(folder, turn)
+    copy.insist(copy.take, folder, "fetched")
 
 
 class _Follower(threading.Thread):

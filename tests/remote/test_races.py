@@ -5,16 +5,20 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from orchestration.campaigns.live import LiveTable
+from orchestration.campaigns.segments import taking
 from orchestration.errors import RequestError
 from orchestration.home import Home, exclusive, looking, publishing, pull
 from orchestration.remote import following, lease
 from orchestration.remote.lease import LEASE, Lease, Owner
 from orchestration.tracking import Mirror
-from orchestration.training.turn import Superseded
+from orchestration.training.turn import Superseded, Turn
+from orchestration.training.worker import train_worker
 from tests.remote_support import PATIENCE_S, made_by, published, spoil, working_copy
 from tests.report_support import Made, settings_of
 from tests.test_live import Terminal
@@ -126,3 +130,16 @@ def test_of_two_who_find_a_lease_dead_at_once_one_works(first: Home, monkeypatch
         slow.acquire()
     quick.require()
     quick.release()
+
+
+def test_who_comes_too_late_takes_no_folder_from_whoever_has_begun_it_again(first: Home, second: Home) -> None:
+    """As a machine that was cut off while it fetched what its trial reads."""
+    run = made_by(first, 1)
+    with exclusive(run):
+        Turn.take(run, (8,))
+    late = SimpleNamespace(folder=str(second.runs / "run"), turn=(7,), threads=torch.get_num_threads())
+    with pytest.raises(Superseded, match="run was begun again by another process"):
+        train_worker(late, lambda _: None, torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(Superseded), taking(second.runs / "run", False, (7,)):
+        pass
+    working_copy(first).require_writer(run)

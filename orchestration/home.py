@@ -117,10 +117,11 @@ def all_looked_at(folders: Sequence[Path]) -> list[Path]:
 
 
 @contextmanager
-def publishing(folder: Path) -> Iterator[Callable[[], None]]:
+def publishing(folder: Path, turn: tuple[int, ...] = ()) -> Iterator[Callable[[], None]]:
     """For whoever trains in a run's folder: what is yielded is called when there is something worth keeping.
 
-    Raises RunError at the end when not all could be published; nothing happens in a home of this machine alone.
+    turn: on whose behalf. Raises Superseded when that turn is over (see orchestration.training.turn), RunError at the
+    end when not all could be published; nothing happens in a home of this machine alone.
     """
     copy = copy_of(folder)
     if copy is None:
@@ -128,7 +129,7 @@ def publishing(folder: Path) -> Iterator[Callable[[], None]]:
         return
     from orchestration.remote.following import following
 
-    with following(copy, folder) as due:
+    with following(copy, folder, turn) as due:
         yield due
 
 

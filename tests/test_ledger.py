@@ -286,6 +286,32 @@ class TestWrongFiles:
         with pytest.raises(RequestError, match="is no ledger of a campaign"):
             Ledger.open(tmp_path)
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "drop table segments",
+            "update trials set assignment = '{'",
+            "update trials set state = 'odd'",
+            "update segments set figures = 'nan,'",
+            "update campaign set value = ''",
+        ],
+    )
+    def test_damage_that_opening_does_not_see(self, tmp_path: Path, damage: str) -> None:
+        write_example(ledger := Ledger.create(tmp_path, HEADER))
+        ledger._connection.execute(damage)
+        ledger._connection.commit()
+        ledger.close()
+        with pytest.raises(RequestError, match=r"ledger.db cannot be read \(.+\): restore it from a copy, or run"):
+            everything(tmp_path)
+
+    def test_pages_that_are_garbled(self, tmp_path: Path) -> None:
+        write_example(ledger := Ledger.create(tmp_path, HEADER))
+        ledger.close()
+        content = (tmp_path / FILE).read_bytes()
+        (tmp_path / FILE).write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+        with pytest.raises(RequestError, match=r"ledger.db cannot be read \(.*malformed.*\): restore it"):
+            everything(tmp_path)
+
     def test_a_disk_that_refuses(self, ledger: Ledger) -> None:
         ledger._connection.execute("pragma query_only = on")
         with pytest.raises(RunError, match=r"cannot be written \(attempt to write a readonly.*: free disk or mend"):

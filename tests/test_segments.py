@@ -248,8 +248,8 @@ def test_a_donors_checkpoint_takes_the_place_of_the_trials_own(given: Given, mon
     copied = segment(1, 1, 0.7, donor=0, digest=donor.digest)
     folder, place = given.trial_folder(1), segments._place
 
-    def cut_off(source: Any, parent: Path) -> None:
-        place(source, parent)
+    def cut_off(*told: Any) -> None:
+        place(*told)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -194,6 +194,26 @@ def test_a_trial_that_is_begun_again_while_it_trains_ends_as_one_that_nothing_ha
     assert everything(given.folder / "trials" / "trial-0000") == wanted
 
 
+def test_who_takes_a_trial_over_does_not_wait_for_a_checkpoint_that_is_being_copied(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes on a file system without links: longer than whoever begins again waits for the one before."""
+    calm = run(given, given.folder, (1,))
+    monkeypatch.setattr(turns, "PATIENCE_S", 5.0)
+    folder, link, told = tmp_path / "slow", segments._link, list[Reached]()
+
+    def slow(source: str, target: str) -> None:
+        monkeypatch.setattr(segments, "_link", link)
+        if not told:
+            told.append(run(given, folder, (2,)))
+        link(source, target)
+
+    monkeypatch.setattr(segments, "_link", slow)
+    late = run(given, folder, (1,))
+    assert told == [calm] and late.reason.startswith(BEGUN_AGAIN)
+    assert everything(folder / "trials" / "trial-0000") == everything(given.folder / "trials" / "trial-0000")
+
+
 def test_a_run_whose_workers_are_started_again_has_one_set_of_records(tmp_path: Path) -> None:
     """The same command's first workers, which live on, and its second ones."""
     job = replace(tiny_job(tmp_path / "a", short_run(), protocol="fixed"), turn=(5,))

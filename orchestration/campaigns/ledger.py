@@ -209,11 +209,23 @@ class Ledger:
                 f"the ledger in {self.folder} cannot be written ({error}): free disk or mend its rights, and resume"
             ) from error
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Opening looks at the first page only: what is damaged further on is found here."""
+        try:
+            yield self._connection
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise RequestError(
+                f"{self.folder / FILE} cannot be read ({error}): restore it from a copy, or run the campaign anew "
+                "under another --name"
+            ) from error
+
     @property
     def header(self) -> dict[str, Any]:
-        """What the campaign was told."""
-        rows = self._connection.execute("select name, value from campaign").fetchall()
-        return {name: json.loads(value) for name, value in rows}
+        """What the campaign was told. Raises RequestError, as `trials` and `segments` do, when it is damaged."""
+        with self._reading() as reading:
+            rows = reading.execute("select name, value from campaign").fetchall()
+            return {name: json.loads(value) for name, value in rows}
 
     def note(self, name: str, value: Any) -> None:
         """Set one value of the header."""
@@ -222,14 +234,17 @@ class Ledger:
 
     def trials(self) -> list[Trial]:
         """Every trial, by number."""
-        rows = self._connection.execute(
-            "select number, assignment, origin, state, reason, kimg, figures, checkpoint, digest, run_id, identity "
-            "from trials order by number"
-        )
-        return [
-            Trial(number, json.loads(values), origin, State(state), reason, kimg, json.loads(figures or "{}"), *rest)
-            for number, values, origin, state, reason, kimg, figures, *rest in rows
-        ]
+        with self._reading() as reading:
+            rows = reading.execute(
+                "select number, assignment, origin, state, reason, kimg, figures, checkpoint, digest, run_id, identity "
+                "from trials order by number"
+            )
+            return [
+                Trial(
+                    number, json.loads(values), origin, State(state), reason, kimg, json.loads(figures or "{}"), *rest
+                )
+                for number, values, origin, state, reason, kimg, figures, *rest in rows
+            ]
 
     def trial(self, number: int) -> Trial:
         """One trial; KeyError for a number that was not proposed."""
@@ -240,17 +255,18 @@ class Ledger:
 
     def segments(self) -> list[Segment]:
         """Every segment, by trial and step."""
-        rows = self._connection.execute(
-            "select trial, step, until_kimg, assignment, donor, donor_digest, attempts, state, figures, checkpoint, "
-            "digest, reason from segments order by trial, step"
-        )
-        return [
-            Segment(
-                trial, step, until, json.loads(values), donor, donor_digest, attempts, SegmentState(state),
-                json.loads(figures or "{}"), *rest,
+        with self._reading() as reading:
+            rows = reading.execute(
+                "select trial, step, until_kimg, assignment, donor, donor_digest, attempts, state, figures, "
+                "checkpoint, digest, reason from segments order by trial, step"
             )
-            for trial, step, until, values, donor, donor_digest, attempts, state, figures, *rest in rows
-        ]  # fmt: skip
+            return [
+                Segment(
+                    trial, step, until, json.loads(values), donor, donor_digest, attempts, SegmentState(state),
+                    json.loads(figures or "{}"), *rest,
+                )
+                for trial, step, until, values, donor, donor_digest, attempts, state, figures, *rest in rows
+            ]  # fmt: skip
 
     def propose(self, number: int, values: Mapping[str, Value], origin: str) -> Trial:
         """Enter a new trial."""

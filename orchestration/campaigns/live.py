@@ -18,6 +18,7 @@ from orchestration.campaigns.conductor import best
 from orchestration.campaigns.ledger import FILE, Ledger, State, Trial
 from orchestration.campaigns.settings import CampaignSettings
 from orchestration.campaigns.standing import VALIDATION, one_line, ranked, reason_in_words, shown, standing, told_lead
+from orchestration.errors import RequestError
 from orchestration.home import looking
 from orchestration.progress import person_watching
 from orchestration.stages import Progress, quiet
@@ -135,7 +136,7 @@ class LiveTable:
         self._tell()
         try:
             trials = read_trials(self.folder)
-        except sqlite3.Error:
+        except (sqlite3.Error, RequestError):
             return  # being written, or not there yet: the next look will tell
         if self._redraws:
             self._draw([self._as_it_runs(trial) for trial in trials])
@@ -153,7 +154,8 @@ class LiveTable:
 
     def _as_it_runs(self, trial: Trial) -> Trial:
         """A running trial as far as its own records say it is; the ledger knows only of its last comparison."""
-        if trial.state != State.RUNNING:
+        # At the end nothing is drawn any more, and a store that hangs would be waited for once a trial.
+        if trial.state != State.RUNNING or self._stop.is_set():
             return trial
         if trial.number not in self._where:
             self._where[trial.number] = looking(self.folder / "trials" / trial.name)
@@ -180,7 +182,10 @@ class LiveTable:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials in the ledger of a campaign that another thread or process writes. Raises sqlite3.Error."""
+    """The trials in the ledger of a campaign that another thread or process writes.
+
+    Raises sqlite3.Error, and RequestError for a damaged one.
+    """
     with closing(sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         return Ledger(folder, connection).trials()
 

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,7 @@ from orchestration.tracking import Mirror, Tracker
 from orchestration.training.launch import EXPERIMENT_FILE, fit, run_tags, train_part, validation_figures
 from orchestration.training.recorder import Recorder, read_metrics
 from orchestration.training.state import MANIFEST, UNFINISHED, Checkpoint, newest_checkpoint, open_checkpoint
-from orchestration.training.turn import Superseded, Turn
+from orchestration.training.turn import Order, Superseded, Turn, Writing
 from orchestration.training.worker import CHECKPOINTS, OUTCOME, Job, read_outcome, share_of_cores, train_worker
 from search_spaces.space import Space, Value
 
@@ -146,8 +147,9 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         told = Given.from_json(places.here(given))
         folder = told.trial_folder(segment.trial)
-        with taking(folder, places.written_here(given)):
-            turn = Turn.take(folder, tuple(given.get("turn", ())))
+        under = tuple(given.get("turn", ()))
+        with taking(folder, places.written_here(given), under):
+            turn = Turn.take(folder, under)
             reached = _run(told, segment, turn)
     except (RequestError, RunError) as error:
         if isinstance(error, Superseded):
@@ -169,16 +171,19 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def taking(folder: Path, driver_is_here: bool) -> Iterator[None]:
+def taking(folder: Path, driver_is_here: bool, under: Order = ()) -> Iterator[None]:
     """What other machines published of a trial is fetched first, and what it has become is published at the end.
 
     driver_is_here: the driver reads the same folder, and publishes at its own end what could not be. RunError else.
+    under: the driver's turn; Superseded when it is over.
     """
     copy = copy_of(folder)
     if copy is None:
         yield
         return
-    copy.insist(copy.take, folder, "fetched")
+    from orchestration.remote.following import take_under
+
+    take_under(copy, folder, under)
     yield
     try:
         copy.insist(copy.push, folder, "published")
@@ -215,8 +220,8 @@ def _run(given: Given, segment: Segment, turn: Turn) -> Reached:
     with turn.writing():
         write_atomically(folder / EXPERIMENT_FILE, json.dumps(experiment.model_dump(mode="json"), indent=1))
         write_atomically(folder / PREPARED, json.dumps(prepared.to_json(), indent=1))
-        begun = make_ready(given, segment, folder, experiment.identity)
         (folder / OUTCOME).unlink(missing_ok=True)
+    begun = make_ready(given, segment, folder, experiment.identity, turn.writing)
     start = partial(_start_run, tracker, given, segment, turn, experiment, prepared)
     begun = start(begun)
     with Mirror(tracker, begun.run_id, folder) if begun.run_id else nullcontext():
@@ -283,11 +288,12 @@ def _start_run(
     return begun
 
 
-def make_ready(given: Given, segment: Segment, folder: Path, identity: str) -> Begun:
+def make_ready(given: Given, segment: Segment, folder: Path, identity: str, writing: Writing = nullcontext) -> Begun:
     """The trial's newest checkpoint becomes the one that the segment begins from, unless it has got further already.
 
     That is the trial's own at the rung before, or its donor's, which takes that one's place. Repeating it after a kill
-    at any moment ends the same. Raises RunError when that checkpoint is not there as the ledger knows it.
+    at any moment ends the same. writing: what changes the folder is done within it, and no checkpoint is read or copied
+    there. Raises RunError when that checkpoint is not there as the ledger knows it.
     """
     known, newest = _read_begun(folder), newest_checkpoint(folder / CHECKPOINTS)
     if (
@@ -298,15 +304,16 @@ def make_ready(given: Given, segment: Segment, folder: Path, identity: str) -> B
         return known
     source = _source(given, segment, folder)
     if source is None or newest is None or newest.digest != source.digest:
-        _place(source, folder / CHECKPOINTS)
+        _place(source, folder / CHECKPOINTS, writing)
     images = source.images_seen if source else 0
     numbers = {name: float(value) for name, value in segment.values.items() if _is_number(value)}
-    if numbers:
-        Recorder(folder, images).metrics(images, {VALUES + name: value for name, value in numbers.items()})
-    for step in range(segment.step - 1):
-        shutil.rmtree(_rung(folder, step), ignore_errors=True)
     begun = Begun(segment.step, images, segment.donor_digest, identity, known.run_id if known else None)
-    write_atomically(folder / BEGUN, json.dumps(asdict(begun)))
+    with writing():
+        if numbers:
+            Recorder(folder, images).metrics(images, {VALUES + name: value for name, value in numbers.items()})
+        for step in range(segment.step - 1):
+            shutil.rmtree(_rung(folder, step), ignore_errors=True)
+        write_atomically(folder / BEGUN, json.dumps(asdict(begun)))
     return begun
 
 
@@ -334,25 +341,34 @@ def _source(given: Given, segment: Segment, folder: Path) -> Checkpoint | None:
     )
 
 
-def _place(source: Checkpoint | None, parent: Path) -> None:
+def _place(source: Checkpoint | None, parent: Path, writing: Writing) -> None:
     """`parent` holds a copy of the source as its only checkpoint: no other can be gone back to by mistake."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.glob("kimg-*"):
-        shutil.rmtree(old)
     if source is not None:
-        _copy(source.folder, parent / f"kimg-{source.images_seen / 1000:010.3f}")
+        _copy(source.folder, parent / f"kimg-{source.images_seen / 1000:010.3f}", "kimg-*", writing)
+        return
+    with writing():
+        for old in parent.glob("kimg-*"):
+            shutil.rmtree(old)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all. Checkpoints never change, so where the filesystem has links the files are shared."""
-    for half_written in target.parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(half_written, ignore_errors=True)
-    working = target.parent / f"{UNFINISHED}{target.name}"
+def _copy(source: Path, target: Path, replaced: str, writing: Writing) -> None:
+    """Whole or not at all, instead of what beside it is called like `replaced`. Checkpoints never change, so where the
+    filesystem has links the files are shared; where it has none copying takes long, and nobody waits for it."""
+    with writing():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for half_written in target.parent.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(half_written, ignore_errors=True)
+    working = target.parent / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
     try:
         shutil.copytree(source, working, copy_function=_link)
-        if target.exists():
-            shutil.rmtree(target)
-        working.replace(target)
+        with writing():
+            for old in target.parent.glob(replaced):
+                shutil.rmtree(old)
+            working.replace(target)
+    except OSError:
+        with writing():
+            pass  # whoever has taken the folder over has swept away what was half written: that is the reason
+        raise
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -383,9 +399,7 @@ def _reached(segment: Segment, turn: Turn, begun: Begun) -> Reached:
     if newest is None or newest.images_seen != outcome.images_seen:
         return failed(folder, f"it ended at {kimg:g} kimg and left no whole checkpoint there")
     rung = _rung(folder, segment.step)
-    with turn.writing():
-        rung.parent.mkdir(exist_ok=True)
-        _copy(newest.folder, rung)
+    _copy(newest.folder, rung, rung.name, turn.writing)
     relative = rung.relative_to(folder.parent.parent)
     return Reached(state, kimg, figures, str(relative), newest.digest, *about)
 

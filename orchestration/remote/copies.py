@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock
+
 from orchestration.errors import RequestError, RunError
 from orchestration.home import COPY
 from orchestration.remote.lease import LEASE, Lease
@@ -26,7 +28,7 @@ from orchestration.remote.store import Away, Result, Store
 from orchestration.stages import file_sha256, write_atomically
 
 HOME, MEND = "--home", "name another with --home or T2I_HOME"
-WRITER, PUBLISHED = "writer.json", ".published.json"
+WRITER, PUBLISHED, FETCHING = "writer.json", ".published.json", ".fetching.lock"
 MANIFEST = "manifest.json"  # of a checkpoint: see orchestration.training.state
 UNFINISHED = ".writing-"
 CHECKPOINTS = ("checkpoints", "rungs")
@@ -38,8 +40,8 @@ SEEN = ".seen"
 """In the root of a working copy: what was read of runs that other machines work on."""
 NOT_KEPT = ("optuna.db", "optuna.db-journal", "ledger.db-journal")
 """Made again from the ledger, or part of what sqlite is writing."""
-PATIENCE_S = 60.0
-"""A store that is away before a training or after it is waited for so long."""
+PATIENCE_S, FETCH_S = 60.0, 900.0
+"""A store that is away before a training or after it is waited for so long, and another process here that fetches."""
 
 log = logging.getLogger(__name__)
 
@@ -140,27 +142,36 @@ class WorkingCopy:
 
     def take(self, folder: Path) -> None:
         """Before this copy writes into the folder: whatever another one published, or this one has lost, is fetched."""
-        if not self.pull(folder) and not _Here.of(folder).checkpoints:
-            for name in sorted((there := _Listing.of(self.store.sizes(self.name(folder)))).checkpoints):
-                if there.is_whole(name):
-                    self.fetch_checkpoint(folder / name)
-        if not (folder / PUBLISHED).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _note(folder, {})
-        if self._writer(folder) != self.id:
-            self.store.put(f"{self.name(folder)}/{WRITER}", json.dumps({"copy": self.id}).encode())
-
-    def pull(self, folder: Path) -> bool:
-        """Make the folder what is published of it; nothing where nobody did, or this copy wrote last and has it yet."""
-        writer = self._writer(folder)
-        if writer is None or (writer == self.id and (folder / PUBLISHED).is_file()):
-            return False
         folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / FETCHING, timeout=FETCH_S):
+            if self._is_behind(folder):
+                self._fetch(folder)
+            elif not _Here.of(folder).checkpoints:
+                for name in sorted((there := _Listing.of(self.store.sizes(self.name(folder)))).checkpoints):
+                    if there.is_whole(name):
+                        self.fetch_checkpoint(folder / name)
+            if not (folder / PUBLISHED).is_file():
+                _note(folder, {})
+            if self._writer(folder) != self.id:
+                self.store.put(f"{self.name(folder)}/{WRITER}", json.dumps({"copy": self.id}).encode())
+
+    def pull(self, folder: Path) -> None:
+        """Make the folder what is published of it; nothing where nobody did, or this copy wrote last and has it yet."""
+        if not self._is_behind(folder):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / FETCHING, timeout=FETCH_S):
+            if self._is_behind(folder):  # else somebody here has begun to write meanwhile
+                self._fetch(folder)
+
+    def _is_behind(self, folder: Path) -> bool:
+        writer = self._writer(folder)
+        return writer is not None and not (writer == self.id and (folder / PUBLISHED).is_file())
+
+    def _fetch(self, folder: Path) -> None:
         there = _Listing.of(self.store.sizes(self.name(folder)))
         here = _Here.of(folder)
-        published: dict[str, str] = {}
-        for name in there.files:
-            published[name] = self._fetch_file(folder, name)
+        published = {name: self._fetch_file(folder, name) for name in there.files}
         for name in here.files.keys() - there.files.keys():
             (folder / name).unlink(missing_ok=True)
         for name in sorted(there.checkpoints, reverse=True):  # the newest first
@@ -169,7 +180,6 @@ class WorkingCopy:
         for name in here.checkpoints.keys() - published.keys():
             shutil.rmtree(folder / name, ignore_errors=True)
         _note(folder, published)
-        return True
 
     def seen(self, folder: Path) -> Path:
         """Where to read what a run or trial has recorded so far, without checkpoints, whoever works on it: the folder
@@ -359,8 +369,7 @@ class _Push:
         first = [name for name in self.here.files if name not in LAST]
         for name in first:
             self._put(name)
-        gone = self.there.files.keys() - self.here.files.keys()
-        self._remove(sorted(gone))
+        self._remove(sorted(self.there.files.keys() - self.here.files.keys()))
         sent = [self._send(name, digest) for name, digest in self.here.checkpoints.items()]
         # Sending takes long: meanwhile another copy may have taken the folder over.
         self.copy.require_writer(self.folder)
@@ -373,19 +382,16 @@ class _Push:
 
     def _unpublish_what_is_not_so_any_more(self) -> None:
         """A checkpoint of another content, or newer than all that are here, could be gone back to by mistake."""
-        newest = {parent: max(self._of(parent), default="") for parent in CHECKPOINTS}
+        newest = {name.partition("/")[0]: name for name in sorted(self.here.checkpoints)}
         for name, files in self.there.checkpoints.items():
             if MANIFEST not in files or name in self.here.damaged:
                 continue
             digest = self.here.checkpoints.get(name)
             parent = name.partition("/")[0]
-            if self._is_there(name) if digest else name < newest[parent]:
+            if self._is_there(name) if digest else name < newest.get(parent, ""):
                 continue
             self._remove([f"{name}/{MANIFEST}"])
             del files[MANIFEST]
-
-    def _of(self, parent: str) -> list[str]:
-        return [name for name in self.here.checkpoints if name.startswith(f"{parent}/")]
 
     def _is_there(self, name: str) -> bool:
         """Whether a checkpoint that is here is published, whole and the same."""

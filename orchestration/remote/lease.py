@@ -80,7 +80,9 @@ class Lease:
             with suppress(FileNotFoundError):
                 if known is not None:
                     self._require_dead(known)
-                    self.store.remove([self.name])
+                    # Asking took a while: another who found the same one dead may have taken its place by now.
+                    if _read(self.store, self.name) == known:
+                        self.store.remove([self.name])
         raise RunError(f"another machine takes {self.folder} in {self.store.url} at this moment too: repeat")
 
     def _require_dead(self, known: Owner) -> None:

@@ -4,6 +4,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,7 +92,13 @@ class Store:
             write(temporary)
             self.files.mv(temporary, place)
 
-        self.patiently(publish)
+        try:
+            self.patiently(publish)
+        except BaseException:
+            # On a full store each try would leave what it got written, and fill it further.
+            with suppress(Exception):
+                self.files.rm_file(temporary)
+            raise
 
     def create(self, name: str, content: bytes) -> None:
         """A new object; FileExistsError when there is one."""

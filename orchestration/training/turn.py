@@ -54,10 +54,8 @@ class Turn:
         """
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            now = _read(folder)
+            now = require_turn(folder, under)
             begotten = now[: len(under)] == under
-            if not begotten and now > under:
-                raise _superseded(folder)
             turn = cls(folder, (*under, now[len(under)] + 1 if begotten and len(now) > len(under) else 1))
             write_atomically(folder / TURN, json.dumps(turn.order))
         return turn
@@ -69,6 +67,14 @@ class Turn:
             if _read(self.folder)[: len(self.order)] != self.order:
                 raise _superseded(self.folder)
             yield
+
+
+def require_turn(folder: Path, under: Order) -> Order:
+    """The turn it is. Raises Superseded when `under` holds no longer and can beget none."""
+    now = _read(folder)
+    if now[: len(under)] != under and now > under:
+        raise _superseded(folder)
+    return now
 
 
 def next_turn(folder: Path) -> Order:

@@ -131,7 +131,7 @@ def train_worker(job: Job, report: Report, device: torch.device) -> Outcome:
     ranks, folder = current_ranks(), Path(job.folder)
     if ranks.rank != 0:
         return _train(job, report, device, ranks)
-    with publishing(folder) as saved:
+    with publishing(folder, job.turn) as saved:
         # Workers may outlive the process that started them, and a machine that was given up: two never write one run.
         return _train(job, report, device, ranks, saved, Turn.take(folder, job.turn).writing)
 

@@ -1,5 +1,9 @@
 """What a store's library says, and what becomes of it."""
 
+import errno
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from orchestration.errors import RequestError
@@ -38,3 +42,25 @@ def test_what_may_pass_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Away):
         store.put("one", b"")
     assert len(asked) == 3
+
+
+def test_what_a_full_store_takes_half_of_is_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, source = Store(f"file://{tmp_path}/store", "--home", "give a folder"), tmp_path / "source"
+    store.put("one", b"before")
+    source.write_bytes(b"all of it")
+
+    def half(content: bytes, place: str) -> None:
+        Path(place).write_bytes(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def put_file(path: str, place: str, **_: Any) -> None:
+        half(Path(path).read_bytes(), place)
+
+    monkeypatch.setattr(store.files, "pipe_file", lambda place, content: half(content, place))
+    monkeypatch.setattr(store.files, "put_file", put_file)
+    for _ in range(3):
+        with pytest.raises(Away, match="No space left"):
+            store.put("one", b"after it")
+        with pytest.raises(Away, match="No space left"):
+            store.put_file(source, "two")
+    assert [path.name for path in (tmp_path / "store").rglob("*")] == ["one"] and store.read("one") == b"before"

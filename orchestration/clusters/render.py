@@ -204,7 +204,8 @@ def _variables(profile: Profile) -> dict[str, str]:
     if profile.storage.stages:
         found[REMOTE] = profile.storage.stages
     if profile.storage.endpoint:
-        found |= dict.fromkeys(("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"), profile.storage.endpoint)
+        # Of S3 alone: without _S3 every service of AWS is looked for there, and ray up starts no machine.
+        found |= dict.fromkeys(("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"), profile.storage.endpoint)
     return found
 
 

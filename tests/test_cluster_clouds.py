@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestration.clusters.render import Rendered, render_file
+from orchestration.clusters.profile import parse_profile
+from orchestration.clusters.render import Rendered, render, render_file
 
 PROFILE = Path(__file__).parents[1] / "clusters" / "profiles" / "gpu.yaml"
 ASK = """
@@ -22,7 +23,7 @@ files.connect()
 credentials = files.s3._request_signer._credentials
 print(ec2, own, files.s3.meta.endpoint_url, credentials.access_key, credentials.secret_key)
 """
-"""In place of `ray start`: where it would ask for machines, whether as the storage, and where and as whom for stages."""
+"""In place of `ray start`: where it asks for machines, whether with keys, and where and as whom it asks for stages."""
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,50 @@ def test_the_autoscaler_asks_the_cloud_and_stages_are_in_the_storage(
     ec2, own, stages, key, secret = ended.stdout.split()
     assert ec2 == "https://ec2.us-west-2.amazonaws.com" and stages == "https://storage.example.org"
     assert own == ("False" if cloud == "aws" else "True") and (key, secret) == ("of-storage", "secret")
+
+
+SSH = ("203.0.113.0/24", "2001:db8::/32")
+
+
+def test_port_22_of_machines_on_aws_is_open_to_the_networks_that_are_named_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+    from ray.autoscaler._private.aws.config import _configure_security_group, _configure_subnet
+
+    values = yaml.safe_load(PROFILE.read_text())
+    values["aws"]["ssh_from"] = list(SSH)
+    files = render(parse_profile(values, "test"), "test", "0").files
+    (tmp_path / "aws-group.sh").write_text(files["ray-up/aws-group.sh"])
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+        ec2 = boto3.client("ec2", region_name="us-west-2")
+        [other] = [ec2.create_security_group(GroupName="t2i-gpu", Description="as Ray left it")["GroupId"]]
+        everyone = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+        ec2.authorize_security_group_ingress(GroupId=other, IpPermissions=[everyone])
+        for _ in range(2):
+            program = ["bash", str(tmp_path / "aws-group.sh")]
+            ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+            assert ended.returncode == 0 and other in ended.stdout, ended
+        # What `ray up` does then.
+        config = yaml.safe_load(files["ray-up/aws.yaml"])
+        _configure_security_group(_configure_subnet(config))
+        assert {each["node_config"]["SecurityGroupIds"][0] for each in config["available_node_types"].values()} == {
+            other
+        }
+        [group] = ec2.describe_security_groups(GroupIds=[other])["SecurityGroups"]
+    finally:
+        server.stop()
+    rules = group["IpPermissions"]
+    networks = [
+        each.get("CidrIp") or each["CidrIpv6"] for rule in rules for each in rule["IpRanges"] + rule["Ipv6Ranges"]
+    ]
+    assert sorted(networks) == sorted(SSH)
+    assert [pair["GroupId"] for rule in rules for pair in rule["UserIdGroupPairs"]] == [other]

@@ -90,6 +90,11 @@ def mapping(values: Any) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def entries(values: Any) -> list[Any]:
+    """It, or nothing, as `mapping`: what should be a list."""
+    return values if isinstance(values, list) else []
+
+
 def quantity(text: object) -> float:
     """A Kubernetes quantity as a number; not a number when it is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]i?|Ki|m)?", str(text))

@@ -36,7 +36,7 @@ KINDS = {
         "mlflow.yaml",
         "secrets.sh",
     ),
-    "ray-up": ("aws.yaml", "gcp.yaml"),
+    "ray-up": ("aws.yaml", "aws-group.sh", "gcp.yaml"),
     "slurm": ("t2i.sbatch",),
     "hosts": ("t2i.env", "start-head.sh", "start-worker.sh", "start-mlflow.sh", "stop.sh"),
     "container": ("Containerfile", "Containerfile.cpu"),
@@ -95,7 +95,7 @@ def render(profile: Profile, name: str, digest: str, only: Iterable[str] = ()) -
     files = {}
     for kind in _kinds(profile, name, only):
         for each in KINDS[kind]:
-            if kind == "ray-up" and getattr(profile, each.partition(".")[0]) is None:
+            if kind == "ray-up" and getattr(profile, each[:3]) is None:
                 continue
             if profile.mlflow.url and each in MLFLOW:
                 continue
@@ -164,6 +164,7 @@ def _context(profile: Profile, versions: Versions, image: str) -> dict[str, Any]
         "threads": min(group.threads for group in p.workers),
         "slurm_group": p.group(p.slurm.group) if p.slurm else None,
         "extras": _extras(p),
+        "permissions": [_ssh_rule(network) for network in p.aws.ssh_from] if p.aws else [],
         "seconds": lambda hours: math.ceil(hours * 3600),
         "clock": lambda hours: f"{math.ceil(hours * 60) // 60:02d}:{math.ceil(hours * 60) % 60:02d}:00",
     }
@@ -220,6 +221,12 @@ def _secrets(profile: Profile) -> dict[str, tuple[str, str]]:
         found["MLFLOW_TRACKING_USERNAME"] = (profile.mlflow.secret, "username")
         found["MLFLOW_TRACKING_PASSWORD"] = (profile.mlflow.secret, "password")
     return found
+
+
+def _ssh_rule(network: str) -> dict[str, Any]:
+    """As EC2 takes it: port 22 for one network."""
+    ranges = {"Ipv6Ranges": [{"CidrIpv6": network}]} if ":" in network else {"IpRanges": [{"CidrIp": network}]}
+    return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **ranges}
 
 
 def _extras(profile: Profile) -> list[str]:

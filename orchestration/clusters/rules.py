@@ -11,7 +11,7 @@ import yaml
 
 from orchestration.campaigns.execution import SLOT
 from orchestration.clusters.addresses import public_bind
-from orchestration.clusters.findings import Checked, Finding, at, mapping, quantity
+from orchestration.clusters.findings import Checked, Finding, at, entries, mapping, quantity
 from orchestration.clusters.versions import Versions
 
 TOKEN_ON = "RAY_AUTH_MODE=token"
@@ -201,7 +201,12 @@ def launcher_rules(file: Checked, document: dict[str, Any]) -> Iterator[Finding]
     if at(document, "provider", "type") != "aws":
         return
     permissions = at(document, "provider", "security_group", "IpPermissions")
-    ranges = [each.get("CidrIp", "") for rule in permissions or () for each in rule.get("IpRanges") or ()]
+    ranges = [
+        str(at(each, key) or "")
+        for rule in entries(permissions)
+        for name, key in (("IpRanges", "CidrIp"), ("Ipv6Ranges", "CidrIpv6"))
+        for each in entries(at(rule, name))
+    ]
     if permissions is None:
         yield file.find("provider.security_group", "is missing, and Ray's own is open to everyone", "name networks")
     for cidr in ranges:

@@ -243,7 +243,10 @@ def check_machines(facts: Facts) -> Iterator[Finding]:
 def check_rings(facts: Facts) -> Iterator[Finding]:
     """Whether the nodes can train together."""
     for ring in facts.rings:
-        if isinstance(ring, FailedRing):
+        if isinstance(ring, FailedRing) and ring.busy:
+            what = f"it was not tried with {ring.backend}, as all GPUs are in use there"
+            yield Finding(NOTE, "all-reduce", what, tuple(ring.ranks), "ask again when the work there has ended")
+        elif isinstance(ring, FailedRing):
             variable = "NCCL_SOCKET_IFNAME" if ring.backend == "nccl" else "GLOO_SOCKET_IFNAME"
             reason = next(iter(ring.ranks.values()), "")
             yield Finding(

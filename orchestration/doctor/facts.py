@@ -233,5 +233,6 @@ class Facts:
 
 
 def shown_url(url: str) -> str:
-    """A URL without its user and password."""
-    return re.sub(r"//[^/\s]*@", "//***@", url)
+    """A URL without its user and password, which may have a slash in it, and without passwords among its options."""
+    hidden = re.sub(r"//\S*@", "//***@", url)
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", r"\1***", hidden)

@@ -28,7 +28,7 @@ from orchestration.doctor.page import WIDTH, as_json, page
 from orchestration.errors import RequestError, RunError
 
 from .doctor_faults import PLANTED, worker
-from .doctor_support import BOTH, healthy, healthy_node, on
+from .doctor_support import BOTH, HEAD, PACKAGES, WORKER, healthy, healthy_node, on
 
 
 def test_nothing_is_wrong_with_what_is_right() -> None:

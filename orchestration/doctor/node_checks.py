@@ -97,7 +97,11 @@ def check_versions(facts: Facts) -> Iterator[Finding]:
         mend = "install t2i in the image, or start the work with t2i submit, which brings it along"
         yield Finding(REFUSE, "versions", "t2i cannot be imported", absent, mend)
     for package in (*CORE, *FAISS):
-        yield from _differing(facts, package, {node.name: each.packages.get(package, "") for node, each in known})
+        found = {node.name: each.packages.get(package, "") for node, each in known}
+        releases = {name: version.partition("+")[0] for name, version in found.items()}
+        # A head without a GPU may well have the build without CUDA of the same release.
+        builds = {name: version for name, version in found.items() if not version.endswith("+cpu")}
+        yield from _differing(facts, package, builds if len(set(releases.values()) - {""}) < 2 else releases)
     yield from _differing(facts, "the source of t2i", {node.name: each.code for node, each in known})
 
 

@@ -1,10 +1,12 @@
 """Programs for machines that are there: what they end, and who is let in."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from orchestration.clusters.profile import parse_profile
@@ -43,3 +45,16 @@ def test_another_process_of_the_number_that_was_kept_is_left_alone(tmp_path: Pat
             assert "runs here already" not in started.stderr and "Ray did not start" in started.stderr
         finally:
             other.kill()
+
+
+@pytest.mark.parametrize(("host", "asked"), [("tracking.lab", "tracking.lab:5000"), ("100.64.0.7", "100.64.0.7:5000")])
+def test_mlflow_answers_to_the_name_that_commands_are_told(host: str, asked: str, tmp_path: Path) -> None:
+    from mlflow.server.security_utils import get_default_allowed_hosts, is_allowed_host_header
+
+    assert not is_allowed_host_header(get_default_allowed_hosts(), asked)
+    text = (programs(tmp_path, mlflow={"host": host}) / "start-mlflow.sh").read_text()
+    [given] = re.findall(r"--allowed-hosts=(?:'([^']*)'|(\S+))", text)
+    allowed = "".join(given).split(",")
+    assert f"--mlflow-uri http://{asked}" in text
+    assert all(is_allowed_host_header(allowed, each) for each in (asked, "localhost:8080", "127.0.0.1:5000"))
+    assert not is_allowed_host_header(allowed, "evil.example:5000")

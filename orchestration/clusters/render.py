@@ -150,6 +150,7 @@ def _context(profile: Profile, versions: Versions, image: str) -> dict[str, Any]
         "serve_token": TOKEN_VARIABLE,
         "tracking": tracking,
         "mlflow_hosts": ",".join(f"{each}:{p.mlflow.port}" for each in (*names, "localhost", "127.0.0.1")),
+        "mlflow_own_hosts": f"{_in_url(p.mlflow.host)}:{p.mlflow.port},localhost:*,127.0.0.1:*",
         "mlflow_store": p.postgres.url(p.postgres.mlflow) if p.postgres else f"sqlite:///{p.storage.home}/mlflow.db",
         "artifacts": p.storage.artifacts or f"{p.storage.home}/mlflow-artifacts",
         "variables": _variables(p),
@@ -221,6 +222,10 @@ def _secrets(profile: Profile) -> dict[str, tuple[str, str]]:
         found["MLFLOW_TRACKING_USERNAME"] = (profile.mlflow.secret, "username")
         found["MLFLOW_TRACKING_PASSWORD"] = (profile.mlflow.secret, "password")
     return found
+
+
+def _in_url(host: str) -> str:
+    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def _ssh_rule(network: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def rendered() -> Rendered:
     return render_file(PROFILE)
 
 
+OWN = "IfNotPresent\n            securityContext:"
 CONTAINER = "spec.headGroupSpec.template.spec.containers.0"
 
 
@@ -59,3 +60,19 @@ def test_what_is_of_another_kind_than_it_should_be(
 
 def test_a_quantity_of_an_unknown_unit_is_no_number() -> None:
     assert quantity("8Ki") == 8192 and str(quantity("8ki")) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("file", "good", "bad", "sentence"),
+    [
+        (JOB, "--workers 2", "--workers=3", "12 workers take a GPU each, and its groups have 10"),
+        (JOB, "--workers 2", "--workers 3-8", "12 workers take a GPU each, and its groups have 10"),
+        (CLUSTER, OWN, f"{OWN}\n              runAsNonRoot: false", "container ray-head: may run as root"),
+    ],
+)
+def test_faults_in_other_words(
+    file: str, good: str, bad: str, sentence: str, rendered: Rendered, tmp_path: Path
+) -> None:
+    edited = tmp_path / "x.yaml"
+    edited.write_text(rendered.files[file].replace(good, bad))
+    assert any(sentence in finding.line for finding in check(edited)[1])

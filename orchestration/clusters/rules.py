@@ -89,7 +89,10 @@ def pod_rules(file: Checked) -> Iterator[Finding]:
             yield file.find(where, "may run as root", "write securityContext: {runAsNonRoot: true}")
         for container in tables(pod.get("containers")):
             inside = f"{where} container {container.get('name')}"
-            if at(container, "securityContext", "allowPrivilegeEscalation") is not False:
+            own = mapping(container.get("securityContext"))
+            if own.get("runAsNonRoot") is False or own.get("runAsUser") == 0:
+                yield file.find(inside, "may run as root, whatever its pod says", "leave it to the pod")
+            if own.get("allowPrivilegeEscalation") is not False:
                 yield file.find(inside, "may gain rights", "write securityContext: {allowPrivilegeEscalation: false}")
             asked, most = (at(container, "resources", kind, "memory") for kind in ("requests", "limits"))
             if asked is None or asked != most:
@@ -153,8 +156,12 @@ def _words(entrypoint: object) -> list[str]:
 
 
 def _number(words: Sequence[str], option: str) -> int:
-    following = dict(itertools.pairwise(words)).get(option, "1")
-    return int(following) if following.isdecimal() else 1
+    found = dict(itertools.pairwise(words)) | dict(
+        word.split("=", 1) for word in words if word.startswith(f"{option}=")
+    )
+    # Of a range the fewest must fit.
+    fewest = found.get(option, "1").partition("-")[0]
+    return int(fewest) if fewest.isdecimal() else 1
 
 
 def _limits(pod: object) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Rendered files that somebody edited: whatever stands in them is told or passed by, and never ends the check."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,25 @@ def test_faults_in_other_words(
     edited = tmp_path / "x.yaml"
     edited.write_text(rendered.files[file].replace(good, bad))
     assert any(sentence in finding.line for finding in check(edited)[1])
+
+
+def test_no_secret_is_made_of_nothing(rendered: Rendered, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$*" >>{calls}\ncase "$*" in *" get secret "*) exit 1;; esac\n')
+    kubectl.chmod(0o755)
+    program = tmp_path / "secrets.sh"
+    program.write_text(rendered.files["kuberay/secrets.sh"])
+
+    def run(given: str) -> tuple[int, str, list[str]]:
+        calls.unlink(missing_ok=True)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        ended = subprocess.run(
+            ["bash", str(program)], input=given, env=path, capture_output=True, text=True, timeout=60, check=False
+        )
+        return ended.returncode, ended.stderr, re.findall(r"create secret generic (\S+)", calls.read_text())
+
+    code, said, made = run("")
+    assert code != 0 and "nothing was given for password" in said and made == ["t2i-ray-token", "t2i-serve-token"]
+    code, said, made = run("one\ntwo\nthree\n")
+    assert code == 0 and made[2:] == ["t2i-postgres", "t2i-storage"], said

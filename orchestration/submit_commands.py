@@ -186,6 +186,7 @@ def _warn(server: "JobServer") -> None:
 
 def _submit(app: App, server: "JobServer", job: "Job", no_code: bool, detach: bool, patience: int) -> Result | None:
     from orchestration.clusters.job_code import staged_code
+    from orchestration.clusters.jobs import LostConnection
 
     words = shlex.split(job.entrypoint)
     if HOME_VARIABLE not in job.environment and not {"--home", *HOMELESS} & {word.partition("=")[0] for word in words}:
@@ -197,10 +198,17 @@ def _submit(app: App, server: "JobServer", job: "Job", no_code: bool, detach: bo
             _note(f"if the job was submitted already, {_again(server, '--stop', job.name)} ends it")
             raise
     _note(f"submitted {job.name} to {server.address}")
-    if detach:
-        app.say(job.name)
-        return {"job": job.name, "address": server.address, "status": server.job(job.name).status}
-    return _follow(app, server, job.name, patience)
+    try:
+        if detach:
+            app.say(job.name)
+            return {"job": job.name, "address": server.address, "status": server.job(job.name).status}
+        return _follow(app, server, job.name, patience)
+    except LostConnection as error:
+        # The same command again would be a second job.
+        raise RunError(
+            f"{server.address} stopped answering ({error}); the job {job.name} was submitted: "
+            f"{_again(server, '--attach', job.name)}"
+        ) from error
 
 
 def _follow(app: App, server: "JobServer", name: str, patience: int) -> Result:

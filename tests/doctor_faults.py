@@ -249,6 +249,13 @@ PLANTED: dict[str, Fault] = {
         "with nccl",
         "NCCL_SOCKET_IFNAME",
     ),
+    "GPUs in use": (
+        with_facts(rings=(FailedRing("nccl", {WORKER: "in use"}, busy=True),)),
+        NOTE,
+        (WORKER,),
+        "not tried with nccl, as all GPUs are in use there",
+        "ask again",
+    ),
     "wrong sum": (
         with_facts(rings=(Ring("gloo", 2, 1, 1.0, False),)),
         REFUSE,

@@ -28,7 +28,7 @@ from orchestration.doctor.page import WIDTH, as_json, page
 from orchestration.errors import RequestError, RunError
 
 from .doctor_faults import PLANTED, worker
-from .doctor_support import BOTH, healthy, healthy_node, on
+from .doctor_support import BOTH, HEAD, PACKAGES, WORKER, healthy, healthy_node, on
 
 
 def test_nothing_is_wrong_with_what_is_right() -> None:
@@ -100,10 +100,29 @@ class TestPage:
         for text in (page(facts, findings), json.dumps(as_json(facts, findings))):
             assert "hush" not in text and "hu@sh" not in text and "***@h" in text
 
+    def test_a_password_with_a_slash_or_among_the_options_is_hidden(self) -> None:
+        assert shown_url("postgresql+psycopg://me:hu/sh@h:5432/db") == "postgresql+psycopg://***@h:5432/db"
+        assert shown_url("postgresql://h/db?sslPassword=hush&a=b") == "postgresql://h/db?sslPassword=***&a=b"
+
     @settings(deadline=None, max_examples=50)
     @given(st.text("abc:@%!", max_size=20))
     def test_what_is_between_slashes_and_host_is_hidden(self, secret: str) -> None:
         assert shown_url(f"postgresql://{secret}@host/name") == "postgresql://***@host/name"
+
+
+def versions_refused(head: str, worker: str) -> list[str]:
+    facts = healthy()
+    for name, version in ((HEAD, head), (WORKER, worker)):
+        facts = on(facts, name, versions={"packages": {**PACKAGES, "torch": version}})
+    return [each.what for each in find(facts) if each.check == "versions"]
+
+
+def test_a_head_with_the_build_without_cuda_has_the_same_torch() -> None:
+    assert versions_refused("2.13.0+cpu", "2.13.0+cu130") == versions_refused("2.13.0+cpu", "2.13.0") == []
+    assert versions_refused("2.12.0+cpu", "2.13.0+cu130") == ["torch is 2.13.0 there, and 2.12.0 elsewhere"]
+    assert versions_refused("2.13.0+cu126", "2.13.0+cu130") == [
+        "torch is 2.13.0+cu130 there, and 2.13.0+cu126 elsewhere"
+    ]
 
 
 class TestCommand:

@@ -28,7 +28,7 @@ from orchestration.doctor.facts import (
 )
 from orchestration.doctor.finding import REFUSE
 from orchestration.doctor.findings import find
-from orchestration.doctor.hands import HERE, Here, Place, places_of
+from orchestration.doctor.hands import HERE, Here, OnCluster, Place, places_of
 from orchestration.doctor.joining import joined
 from orchestration.errors import RequestError
 from orchestration.stages import quiet
@@ -298,7 +298,8 @@ class Injected:
             )
         return found
 
-    def reduce(self, backend: str, timeout_s: float) -> dict[str, Any]:
+    def reduce(self, backend: str, timeout_s: float, among: Sequence[str] = ()) -> dict[str, Any]:
+        self.asked += [(name, backend) for name in among or BOTH]
         return {name: {"size": 4, "seconds": 0.1, "correct": name != "wrong"} for name in BOTH}
 
 
@@ -344,6 +345,25 @@ class TestCollecting:
         assert [each for each in injected.asked if each[0] == WORKER] == [(WORKER, "look_at_versions")]
         assert facts.nodes[1].silent and not facts.nodes[0].silent and facts.rings == ()
         assert [each.where for each in find(facts) if each.check == "answers"] == [(WORKER,)]
+
+    @pytest.mark.parametrize(("count", "tried"), [(2, [WORKER]), (1, [])])
+    def test_a_head_without_a_gpu_leaves_nccl_to_the_others(self, count: int, tried: list[str], tmp_path: Path) -> None:
+        gpus = {"seen": [{"name": "H100", "memory": 80 << 30}] * count, "driver": True, "cuda": "13.0"}
+        injected = Injected(dict.fromkeys(BOTH, tmp_path), {(WORKER, "look_at_gpus"): gpus})
+        facts = collecting.examine_nodes(injected, self.ASKED, quiet)
+        assert [name for name, what in injected.asked if what == "nccl"] == tried
+        assert [ring.backend for ring in facts.rings] == ["gloo", *(["nccl"] if tried else [])]
+
+    def test_gpus_that_others_use_are_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ray._private import state
+
+        monkeypatch.setattr(state, "available_resources_per_node", lambda: {"1": {"GPU": 1.0}, "2": {"CPU": 8.0}})
+        hands = OnCluster.__new__(OnCluster)
+        hands.places = (Place(HEAD, True, "1"), Place(WORKER, False, "2"))
+        ring = collecting.ring_of("nccl", hands.reduce("nccl", 1, BOTH))
+        assert ring == FailedRing("nccl", {WORKER: "its GPUs are in use"}, busy=True)
+        # Two processes of one node want two.
+        assert isinstance(hands.reduce("nccl", 1, (HEAD,))[HEAD], Failed)
 
     def test_ranks_that_fail(self) -> None:
         ring = collecting.ring_of("gloo", {HEAD: {"size": 4, "seconds": 1, "correct": True}, WORKER: Failed("gone")})

@@ -113,6 +113,17 @@ def test_a_home_of_the_job(submit: T2i) -> None:
     assert "no --home" not in submit("--env", "T2I_HOME=/mnt", "--", "train", "xmcgan_scenes32").err
 
 
+def test_a_connection_lost_after_the_job_was_submitted(submit: T2i, cluster: FakeCluster) -> None:
+    def fail(name: str) -> None:
+        if name in cluster.jobs:
+            raise ConnectionError
+
+    cluster.on_ask = fail
+    ended = submit("--detach", "--name", "later", "models")
+    assert ended.code == 1 and "the job later was submitted: t2i submit --address" in ended.err
+    assert "repeat the command" not in ended.err
+
+
 def test_detached(submit: T2i, cluster: FakeCluster) -> None:
     cluster.next.endless = True
     ended = submit("--detach", "--json", "--name", "later", "models")

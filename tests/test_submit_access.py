@@ -88,6 +88,12 @@ def test_no_token(submit: T2i, monkeypatch: pytest.MonkeyPatch, mode: str) -> No
     submit("models").refused("wants a token and there is none", "RAY_AUTH_TOKEN_PATH")
 
 
+def test_a_token_file_below_the_home_of_nobody(submit: T2i, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nobody-of-this-name/token")
+    submit("models").refused("RAY_AUTH_TOKEN_PATH names ~nobody-of-this-name/token", "write it out")
+
+
 def test_a_token_that_is_changed_under_the_client(submit: T2i, cluster: FakeCluster) -> None:
     cluster.jobs["one"] = FakeJob(endless=True, pending=2)
     cluster.on_ask = lambda name: setattr(cluster, "token", "new") if cluster.jobs["one"].pending == 1 else None

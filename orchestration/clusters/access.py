@@ -70,7 +70,12 @@ def read_token() -> str | None:
     if (text := os.environ.get(TOKEN_VARIABLE, "").strip()) != "":
         return _token(text, TOKEN_VARIABLE)
     named = os.environ.get(TOKEN_PATH_VARIABLE, "").strip()
-    path = Path(named).expanduser() if named else Path.home() / TOKEN_FILE
+    try:
+        path = Path(named).expanduser() if named else Path.home() / TOKEN_FILE
+    except RuntimeError as error:  # a user that the machine does not know
+        if not named:
+            return None
+        raise RequestError(f"{TOKEN_PATH_VARIABLE} names {named}, whose ~ is no user here: write it out") from error
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8").strip()

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from orchestration.clusters.findings import Checked, Finding, at, mapping, read, selects
+from orchestration.clusters.findings import Checked, Finding, at, mapping, of_kubernetes, read, selects, tables
 from orchestration.clusters.rules import (
     cluster_rules,
     container_rules,
@@ -64,7 +64,7 @@ def _of_file(
     for document in file.documents:
         if isinstance(document, dict) and "cluster_name" in document:
             yield from _launcher(file, document)
-        elif not isinstance(document, dict) or "apiVersion" not in document:
+        elif not of_kubernetes(document):
             yield file.find("", "is neither of Kubernetes nor for ray up", AGAIN)
     for document in file.kinds():
         for where, what in known.problems(document) if known else ():
@@ -125,7 +125,7 @@ def _between(files: Sequence[Checked]) -> Iterator[Finding]:
     images: dict[str, str] = {}
     for file in files:
         for where, pod in file.pods():
-            for container in pod.get("containers") or ():
+            for container in tables(pod.get("containers")):
                 image = str(container.get("image"))
                 images.setdefault(image, file.name)
                 first = next(iter(images))

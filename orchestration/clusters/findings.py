@@ -43,7 +43,7 @@ class Checked:
     def kinds(self, *kinds: str) -> Iterator[dict[str, Any]]:
         """The Kubernetes documents of some kinds; of all when none is named."""
         for document in self.documents:
-            if isinstance(document, dict) and "apiVersion" in document and (document.get("kind") in kinds or not kinds):
+            if of_kubernetes(document) and (document["kind"] in kinds or not kinds):
                 yield document
 
     def ray_specs(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,7 +56,7 @@ class Checked:
         """Every pod template's `spec`, and where it is."""
         for where, spec in self.ray_specs():
             yield f"{where}.headGroupSpec", mapping(at(spec, "headGroupSpec", "template", "spec"))
-            for group in at(spec, "workerGroupSpecs") or ():
+            for group in tables(at(spec, "workerGroupSpecs")):
                 yield f"{where} group {group.get('groupName')}", mapping(at(group, "template", "spec"))
         for document in self.kinds("RayJob", "Deployment"):
             key = "submitterPodTemplate" if document["kind"] == "RayJob" else "template"
@@ -67,11 +67,11 @@ class Checked:
 
 def selects(selector: Any, labels: Mapping[str, Any]) -> bool:
     """Whether a Kubernetes label selector chooses what has these labels; an empty one chooses everything."""
-    for rule in at(selector, "matchExpressions") or ():
-        there, value = rule.get("key") in labels, labels.get(rule.get("key"))
-        values = rule.get("values") or ()
+    for rule in tables(at(selector, "matchExpressions")):
+        there, value = str(rule.get("key")) in labels, labels.get(str(rule.get("key")))
+        values = entries(rule.get("values"))
         fits = {"In": value in values, "NotIn": value not in values, "Exists": there, "DoesNotExist": not there}
-        if not fits.get(rule.get("operator"), False):
+        if not fits.get(str(rule.get("operator")), False):
             return False
     return mapping(at(selector, "matchLabels")).items() <= dict(labels).items()
 
@@ -90,9 +90,24 @@ def mapping(values: Any) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def entries(values: Any) -> list[Any]:
+    """It, or nothing, as `mapping`: what should be a list."""
+    return values if isinstance(values, list) else []
+
+
+def tables(values: Any) -> list[dict[str, Any]]:
+    """Those of its entries that are tables."""
+    return [each for each in entries(values) if isinstance(each, dict)]
+
+
+def of_kubernetes(document: Any) -> bool:
+    """Whether a document says that it is a thing of Kubernetes, and of which kind."""
+    return isinstance(document, dict) and "apiVersion" in document and isinstance(document.get("kind"), str)
+
+
 def quantity(text: object) -> float:
     """A Kubernetes quantity as a number; not a number when it is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]i?|Ki|m)?", str(text))
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]i|[kMGTm])?", str(text))
     return float(found[1]) * UNITS[found[2] or ""] if found else float("nan")
 
 

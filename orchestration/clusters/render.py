@@ -36,7 +36,7 @@ KINDS = {
         "mlflow.yaml",
         "secrets.sh",
     ),
-    "ray-up": ("aws.yaml", "gcp.yaml"),
+    "ray-up": ("aws.yaml", "aws-group.sh", "gcp.yaml"),
     "slurm": ("t2i.sbatch",),
     "hosts": ("t2i.env", "start-head.sh", "start-worker.sh", "start-mlflow.sh", "stop.sh"),
     "container": ("Containerfile", "Containerfile.cpu"),
@@ -95,7 +95,7 @@ def render(profile: Profile, name: str, digest: str, only: Iterable[str] = ()) -
     files = {}
     for kind in _kinds(profile, name, only):
         for each in KINDS[kind]:
-            if kind == "ray-up" and getattr(profile, each.partition(".")[0]) is None:
+            if kind == "ray-up" and getattr(profile, each[:3]) is None:
                 continue
             if profile.mlflow.url and each in MLFLOW:
                 continue
@@ -150,6 +150,7 @@ def _context(profile: Profile, versions: Versions, image: str) -> dict[str, Any]
         "serve_token": TOKEN_VARIABLE,
         "tracking": tracking,
         "mlflow_hosts": ",".join(f"{each}:{p.mlflow.port}" for each in (*names, "localhost", "127.0.0.1")),
+        "mlflow_own_hosts": f"{_in_url(p.mlflow.host)}:{p.mlflow.port},localhost:*,127.0.0.1:*",
         "mlflow_store": p.postgres.url(p.postgres.mlflow) if p.postgres else f"sqlite:///{p.storage.home}/mlflow.db",
         "artifacts": p.storage.artifacts or f"{p.storage.home}/mlflow-artifacts",
         "variables": _variables(p),
@@ -164,6 +165,7 @@ def _context(profile: Profile, versions: Versions, image: str) -> dict[str, Any]
         "threads": min(group.threads for group in p.workers),
         "slurm_group": p.group(p.slurm.group) if p.slurm else None,
         "extras": _extras(p),
+        "permissions": [_ssh_rule(network) for network in p.aws.ssh_from] if p.aws else [],
         "seconds": lambda hours: math.ceil(hours * 3600),
         "clock": lambda hours: f"{math.ceil(hours * 60) // 60:02d}:{math.ceil(hours * 60) % 60:02d}:00",
     }
@@ -204,7 +206,8 @@ def _variables(profile: Profile) -> dict[str, str]:
     if profile.storage.stages:
         found[REMOTE] = profile.storage.stages
     if profile.storage.endpoint:
-        found |= dict.fromkeys(("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"), profile.storage.endpoint)
+        # Of S3 alone: without _S3 every service of AWS is looked for there, and ray up starts no machine.
+        found |= dict.fromkeys(("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"), profile.storage.endpoint)
     return found
 
 
@@ -219,6 +222,16 @@ def _secrets(profile: Profile) -> dict[str, tuple[str, str]]:
         found["MLFLOW_TRACKING_USERNAME"] = (profile.mlflow.secret, "username")
         found["MLFLOW_TRACKING_PASSWORD"] = (profile.mlflow.secret, "password")
     return found
+
+
+def _in_url(host: str) -> str:
+    return f"[{host.strip('[]')}]" if ":" in host else host
+
+
+def _ssh_rule(network: str) -> dict[str, Any]:
+    """As EC2 takes it: port 22 for one network."""
+    ranges = {"Ipv6Ranges": [{"CidrIpv6": network}]} if ":" in network else {"IpRanges": [{"CidrIp": network}]}
+    return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **ranges}
 
 
 def _extras(profile: Profile) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 
 from orchestration.campaigns.execution import SLOT
 from orchestration.clusters.addresses import public_bind
-from orchestration.clusters.findings import Checked, Finding, at, mapping, quantity
+from orchestration.clusters.findings import Checked, Finding, at, entries, mapping, quantity, tables
 from orchestration.clusters.versions import Versions
 
 TOKEN_ON = "RAY_AUTH_MODE=token"
@@ -87,16 +87,19 @@ def pod_rules(file: Checked) -> Iterator[Finding]:
                 yield file.find(where, f"has {name}, the machine's own", "leave it out")
         if not at(pod, "securityContext", "runAsNonRoot"):
             yield file.find(where, "may run as root", "write securityContext: {runAsNonRoot: true}")
-        for container in pod.get("containers") or ():
+        for container in tables(pod.get("containers")):
             inside = f"{where} container {container.get('name')}"
-            if at(container, "securityContext", "allowPrivilegeEscalation") is not False:
+            own = mapping(container.get("securityContext"))
+            if own.get("runAsNonRoot") is False or own.get("runAsUser") == 0:
+                yield file.find(inside, "may run as root, whatever its pod says", "leave it to the pod")
+            if own.get("allowPrivilegeEscalation") is not False:
                 yield file.find(inside, "may gain rights", "write securityContext: {allowPrivilegeEscalation: false}")
             asked, most = (at(container, "resources", kind, "memory") for kind in ("requests", "limits"))
             if asked is None or asked != most:
                 yield file.find(
                     inside, f"asks for {asked} of memory and may take {most}", "write the same for requests and limits"
                 )
-            for variable in container.get("env") or ():
+            for variable in tables(container.get("env")):
                 name = str(variable.get("name"))
                 if variable.get("value") and HELD.search(name) and not name.endswith(PATHS):
                     yield file.find(inside, f"{name} is written out", "write valueFrom: {secretKeyRef: ...}")
@@ -111,10 +114,10 @@ def _ray_pods(file: Checked) -> Iterator[tuple[str, dict[str, Any]]]:
 def _shared_memory(file: Checked, where: str, pod: dict[str, Any]) -> Iterator[Finding]:
     sizes = [
         quantity(at(volume, "emptyDir", "sizeLimit"))
-        for volume in pod.get("volumes") or ()
+        for volume in tables(pod.get("volumes"))
         if at(volume, "emptyDir", "medium") == "Memory"
     ]
-    memory = quantity(at((pod.get("containers") or [{}])[0], "resources", "limits", "memory"))
+    memory = quantity(_limits(pod).get("memory"))
     if not sizes:
         yield file.find(
             where, "has no /dev/shm of its own, and 64 MiB are too few", "mount an emptyDir of medium Memory"
@@ -132,12 +135,12 @@ def size_rules(file: Checked) -> Iterator[Finding]:
         if workers * trials > room:
             yield file.find(
                 "RayJob spec.entrypoint",
-                f"{workers * trials} workers take a {kind} each, and its groups have {room}",
+                f"{workers * trials} workers take a {kind} each, and its groups have {room:g}",
                 "lower --workers or --concurrent, or raise replicas",
             )
         if "tune" in words[:2] and trials > slots:
             yield file.find(
-                "RayJob spec.entrypoint", f"{trials} trials at a time and {slots} {SLOT}", f"raise {SLOT} of the head"
+                "RayJob spec.entrypoint", f"{trials} trials at a time and {slots:g} {SLOT}", f"raise {SLOT} of the head"
             )
         if not spec.get("activeDeadlineSeconds"):
             yield file.find("RayJob spec.activeDeadlineSeconds", "is missing: it could run for ever", "write one")
@@ -153,21 +156,30 @@ def _words(entrypoint: object) -> list[str]:
 
 
 def _number(words: Sequence[str], option: str) -> int:
-    following = dict(itertools.pairwise(words)).get(option, "1")
-    return int(following) if following.isdecimal() else 1
+    found = dict(itertools.pairwise(words)) | dict(
+        word.split("=", 1) for word in words if word.startswith(f"{option}=")
+    )
+    # Of a range the fewest must fit.
+    fewest = found.get(option, "1").partition("-")[0]
+    return int(fewest) if fewest.isdecimal() else 1
 
 
-def _room(spec: dict[str, Any]) -> tuple[int, str, int]:
-    """Workers that the groups hold from the start, what each takes, and trial slots."""
+def _limits(pod: object) -> dict[str, Any]:
+    """Of a pod's first container."""
+    return mapping(at(next(iter(tables(at(pod, "containers"))), {}), "resources", "limits"))
+
+
+def _room(spec: dict[str, Any]) -> tuple[float, str, float]:
+    """Workers that the groups hold from the start, what each takes, and trial slots; not a number where one is none."""
     totals = {GPU: 0.0, "cpu": 0.0}
     slots = quantity(at(spec, "headGroupSpec", "resources", SLOT) or 0)
-    for group in spec.get("workerGroupSpecs") or ():
-        limits = at((at(group, "template", "spec", "containers") or [{}])[0], "resources", "limits") or {}
+    for group in tables(spec.get("workerGroupSpecs")):
+        limits, there = _limits(at(group, "template", "spec")), quantity(group.get("replicas", 0))
         for name in totals:
-            totals[name] += group.get("replicas", 0) * quantity(limits.get(name, 0))
-        slots += group.get("replicas", 0) * quantity(at(group, "resources", SLOT) or 0)
+            totals[name] += there * quantity(limits.get(name, 0))
+        slots += there * quantity(at(group, "resources", SLOT) or 0)
     kind = GPU if totals[GPU] else "cpu"
-    return int(totals[kind]), "GPU" if kind == GPU else "CPU", int(slots)
+    return totals[kind], "GPU" if kind == GPU else "CPU", slots
 
 
 def _endpoint(file: Checked, document: dict[str, Any]) -> Iterator[Finding]:
@@ -181,9 +193,8 @@ def _endpoint(file: Checked, document: dict[str, Any]) -> Iterator[Finding]:
         yield file.find("RayService spec.serveConfigV2", f"has no application of t2i ({error!r})", "render it again")
         return
     room = sum(
-        group.get("maxReplicas", 0)
-        * quantity(at((at(group, "template", "spec", "containers") or [{}])[0], "resources", "limits", name) or 0)
-        for group in at(document, "spec", "rayClusterConfig", "workerGroupSpecs") or ()
+        quantity(group.get("maxReplicas", 0)) * quantity(_limits(at(group, "template", "spec")).get(name, 0))
+        for group in tables(at(document, "spec", "rayClusterConfig", "workerGroupSpecs"))
     )
     if wanted > room:
         yield file.find(
@@ -196,12 +207,17 @@ def _endpoint(file: Checked, document: dict[str, Any]) -> Iterator[Finding]:
 def launcher_rules(file: Checked, document: dict[str, Any]) -> Iterator[Finding]:
     """Of a file for `ray up`."""
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        if TOKEN_ON not in " ".join(map(str, document.get(name) or ())):
+        if TOKEN_ON not in " ".join(map(str, entries(document.get(name)))):
             yield file.find(name, "starts Ray without a token", f"write {TOKEN_ON} before ray start")
     if at(document, "provider", "type") != "aws":
         return
     permissions = at(document, "provider", "security_group", "IpPermissions")
-    ranges = [each.get("CidrIp", "") for rule in permissions or () for each in rule.get("IpRanges") or ()]
+    ranges = [
+        str(at(each, key) or "")
+        for rule in entries(permissions)
+        for name, key in (("IpRanges", "CidrIp"), ("Ipv6Ranges", "CidrIpv6"))
+        for each in entries(at(rule, name))
+    ]
     if permissions is None:
         yield file.find("provider.security_group", "is missing, and Ray's own is open to everyone", "name networks")
     for cidr in ranges:

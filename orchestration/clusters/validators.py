@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestration.clusters.findings import mapping
 from orchestration.config import first_problem
 
 LONGEST = 300
@@ -26,7 +27,7 @@ def groups_problem(document: dict[str, Any], spec: dict[str, Any]) -> str:
     with _quiet():
         from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-        metadata = {"namespace": "default", **(document.get("metadata") or {})}
+        metadata = {"namespace": "default", **mapping(document.get("metadata"))}
         return _problem(lambda: _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": spec}))
 
 

@@ -172,15 +172,21 @@ class Examination:
             self.ask("optuna", Reached, storage_probes.reach_database, self.asked.optuna, patience)
 
     def ask_rings(self) -> None:
-        """An all-reduce with gloo, and with nccl where every rank can have a GPU."""
+        """An all-reduce with gloo between all nodes, and with nccl between those that have GPUs."""
         awake = self._awake()
         if len(awake) < len(self.hands.places):
             return
-        seen = [self.found[place.name].get("gpus") for place in awake]
-        each = 2 if len(awake) == 1 else 1
-        gpus = all(isinstance(gpus, Gpus) and len(gpus.seen) >= each for gpus in seen)
-        for backend in ("gloo", "nccl") if gpus else ("gloo",):
-            self.rings.append(ring_of(backend, self.hands.reduce(backend, self.asked.timeout_s)))
+        self.rings.append(ring_of("gloo", self.hands.reduce("gloo", self.asked.timeout_s)))
+        # Those train together that have one, and a head often has none.
+        gpus = {place.name: count for place in awake if (count := self._gpus_of(place))}
+        if len(gpus) > 1 or sum(gpus.values()) > 1:
+            self.rings.append(ring_of("nccl", self.hands.reduce("nccl", self.asked.timeout_s, tuple(gpus))))
+
+    def _gpus_of(self, place: Place) -> int:
+        """GPUs that a process there can have: torch sees them, and Ray lends them out."""
+        gpus = self.found[place.name].get("gpus")
+        seen = len(gpus.seen) if isinstance(gpus, Gpus) else 0
+        return min(seen, int(place.resources.get("GPU", 0))) if place.resources else seen
 
     def ask_jobs(self, dashboard: str) -> Jobs:
         """The Jobs API, asked without a token on the head, where its loopback is."""
@@ -220,7 +226,7 @@ def ring_of(backend: str, answers: Mapping[str, Any]) -> Ring | FailedRing:
     """What the ranks answered as one all-reduce, as slow as its slowest rank."""
     failed = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Failed)}
     if failed:
-        return FailedRing(backend, failed)
+        return FailedRing(backend, failed, any(isinstance(each, Failed) and each.busy for each in answers.values()))
     values = list(answers.values())
     slowest = max(answer["seconds"] for answer in values)
     return Ring(backend, len(values), values[0]["size"], slowest, all(answer["correct"] for answer in values))

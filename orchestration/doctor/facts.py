@@ -13,11 +13,13 @@ SECTIONS = ("versions", "machine", "gpus", "clock", "access", "home", "stages", 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A probe that gave no facts. missing: the module that could not be imported, where that was the reason."""
+    """A probe that gave no facts. missing: the module that could not be imported, where that was the reason. busy: it
+    was not tried, as others use what it needs."""
 
     reason: str
     timed_out: bool = False
     missing: str = ""
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +157,12 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class FailedRing:
-    """An all-reduce that was not done. ranks: what each rank that failed had to say."""
+    """An all-reduce that was not done. ranks: what each rank that failed had to say. busy: it was not even tried, as
+    others use what it needs."""
 
     backend: str
     ranks: Mapping[str, str]
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,5 +233,6 @@ class Facts:
 
 
 def shown_url(url: str) -> str:
-    """A URL without its user and password."""
-    return re.sub(r"//[^/\s]*@", "//***@", url)
+    """A URL without its user and password, which may have a slash in it, and without passwords among its options."""
+    hidden = re.sub(r"//\S*@", "//***@", url)
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", r"\1***", hidden)

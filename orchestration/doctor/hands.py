@@ -1,6 +1,7 @@
 """Running a probe on every node at once, and waiting only so long: what a node does not answer is a fact too."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,8 +40,8 @@ class Hands(Protocol):
     def run(self, calls: Mapping[str, Call], timeout_s: float) -> dict[str, Any]:
         """Run a probe on each named node; by name what it returned, or Failed."""
 
-    def reduce(self, backend: str, timeout_s: float) -> dict[str, Any]:
-        """One all-reduce; by rank's name its values as in `ring.reduce`, or Failed."""
+    def reduce(self, backend: str, timeout_s: float, among: Sequence[str] = ()) -> dict[str, Any]:
+        """One all-reduce among the named places, or all; by rank's name its values as in `ring.reduce`, or Failed."""
 
 
 class Here:
@@ -53,7 +54,7 @@ class Here:
         """As Hands.run."""
         return {name: _in_time(call, timeout_s) for name, call in calls.items()}
 
-    def reduce(self, backend: str, timeout_s: float) -> dict[str, Any]:
+    def reduce(self, backend: str, timeout_s: float, among: Sequence[str] = ()) -> dict[str, Any]:
         """As Hands.reduce, between two processes."""
         answers = _in_time((ring.reduce_here, backend, timeout_s), timeout_s + 30)
         if isinstance(answers, Failed):
@@ -96,11 +97,16 @@ class OnCluster:
         """As Hands.run."""
         return self._gather({name: self._examiners[name].run.remote(*call) for name, call in calls.items()}, timeout_s)
 
-    def reduce(self, backend: str, timeout_s: float) -> dict[str, Any]:
-        """As Hands.reduce: a process a node, and two on a cluster of one node."""
-        chosen = list(self.places) if len(self.places) > 1 else [*self.places, *self.places]
-        names = [place.name for place in chosen] if len(self.places) > 1 else [f"process {rank}" for rank in range(2)]
+    def reduce(self, backend: str, timeout_s: float, among: Sequence[str] = ()) -> dict[str, Any]:
+        """As Hands.reduce: a process a node, and two where it is one node."""
+        places = [place for place in self.places if not among or place.name in among]
+        chosen = places if len(places) > 1 else [*places, *places]
+        names = [place.name for place in chosen] if len(places) > 1 else [f"process {rank}" for rank in range(2)]
         gpus = 1 if backend == "nccl" else 0
+        busy = self._busy(chosen) if gpus else ()
+        if busy:
+            # A process that waits for a GPU until others give it back would look as one that is not reached.
+            return {name: Failed("its GPUs are in use", busy=True) for name in busy}
         ranks = {name: self._start(ring.Rank, place, gpus) for name, place in zip(names, chosen, strict=True)}
         first, count = names[0], len(ranks)
         try:
@@ -115,6 +121,15 @@ class OnCluster:
         finally:
             for rank in ranks.values():
                 self._end(rank)
+
+    def _busy(self, chosen: Sequence[Place]) -> tuple[str, ...]:
+        """Names of the places that have no GPU to spare for each time that they are chosen."""
+        from ray._private.state import available_resources_per_node
+
+        free = available_resources_per_node()
+        wanted = Counter(place.node_id for place in chosen)
+        lacking = (place.name for place in chosen if free.get(place.node_id, {}).get("GPU", 0) < wanted[place.node_id])
+        return tuple(dict.fromkeys(lacking))
 
     def close(self) -> None:
         """End the processes."""

@@ -97,7 +97,11 @@ def check_versions(facts: Facts) -> Iterator[Finding]:
         mend = "install t2i in the image, or start the work with t2i submit, which brings it along"
         yield Finding(REFUSE, "versions", "t2i cannot be imported", absent, mend)
     for package in (*CORE, *FAISS):
-        yield from _differing(facts, package, {node.name: each.packages.get(package, "") for node, each in known})
+        found = {node.name: each.packages.get(package, "") for node, each in known}
+        releases = {name: version.partition("+")[0] for name, version in found.items()}
+        # A head without a GPU may well have the build without CUDA of the same release.
+        builds = {name: version for name, version in found.items() if not version.endswith("+cpu")}
+        yield from _differing(facts, package, builds if len(set(releases.values()) - {""}) < 2 else releases)
     yield from _differing(facts, "the source of t2i", {node.name: each.code for node, each in known})
 
 
@@ -243,7 +247,10 @@ def check_machines(facts: Facts) -> Iterator[Finding]:
 def check_rings(facts: Facts) -> Iterator[Finding]:
     """Whether the nodes can train together."""
     for ring in facts.rings:
-        if isinstance(ring, FailedRing):
+        if isinstance(ring, FailedRing) and ring.busy:
+            what = f"it was not tried with {ring.backend}, as all GPUs are in use there"
+            yield Finding(NOTE, "all-reduce", what, tuple(ring.ranks), "ask again when the work there has ended")
+        elif isinstance(ring, FailedRing):
             variable = "NCCL_SOCKET_IFNAME" if ring.backend == "nccl" else "GLOO_SOCKET_IFNAME"
             reason = next(iter(ring.ranks.values()), "")
             yield Finding(

@@ -142,7 +142,7 @@ def _rings(facts: Facts) -> list[str]:
     lines = []
     for ring in facts.rings:
         if isinstance(ring, FailedRing):
-            lines += _wrapped("all-reduce", f"{ring.backend}: failed")
+            lines += _wrapped("all-reduce", f"{ring.backend}: {'not tried' if ring.busy else 'failed'}")
             continue
         speed = f"{ring.seconds * 1000:.1f} ms, {size_text(ring.bandwidth)}/s"
         right = "right" if ring.correct else "WRONG"

@@ -80,6 +80,37 @@ def test_faults_in_other_words(
     assert any(sentence in finding.line for finding in check(edited)[1])
 
 
+@pytest.mark.parametrize(
+    ("peers", "open_to_all"),
+    [
+        (None, True),
+        ([], True),
+        ([{"namespaceSelector": {}}], True),
+        ([{"namespaceSelector": {}, "podSelector": {}}], True),
+        ([{"ipBlock": {"cidr": "::/0"}}], True),
+        ([{"podSelector": {}}], False),
+        ([{"namespaceSelector": {}, "podSelector": {"matchLabels": {"a": "b"}}}], False),
+        ([{"ipBlock": {"cidr": "10.0.0.0/8"}}], False),
+    ],
+)
+def test_a_policy_that_lets_everyone_in(
+    peers: list[object] | None, open_to_all: bool, rendered: Rendered, tmp_path: Path
+) -> None:
+    documents = list(yaml.safe_load_all(rendered.files[POLICY]))
+    documents[1]["spec"]["ingress"][0]["from"] = peers
+    edited = tmp_path / "x.yaml"
+    edited.write_text(yaml.safe_dump_all(documents))
+    lines = [finding.line for finding in check(edited)[1]]
+    assert any("NetworkPolicy t2i-gpu-serve spec.ingress: lets everyone in" in line for line in lines) == open_to_all
+
+
+def test_a_policy_for_what_goes_out_closes_nothing(rendered: Rendered, tmp_path: Path) -> None:
+    for name in (CLUSTER, POLICY):
+        text = rendered.files[name].replace("policyTypes: [Ingress]", "policyTypes: [Egress]")
+        (tmp_path / Path(name).name).write_text(text)
+    assert any("no network policy selects its pods" in finding.line for finding in check(tmp_path)[1])
+
+
 def test_no_secret_is_made_of_nothing(rendered: Rendered, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     kubectl = tmp_path / "kubectl"

@@ -180,14 +180,17 @@ def answering() -> Iterator[Callable[[int], str]]:
         server.server_close()
 
 
-@pytest.mark.parametrize(("code", "refused"), [(200, True), (401, False), (403, False), (500, True)])
+@pytest.mark.parametrize(("code", "refused"), [(200, True), (401, False), (403, False), (500, False)])
 def test_the_jobs_api_is_asked_without_a_token(
     code: int, refused: bool, answering: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
     jobs = Jobs(**probes.ask_jobs(answering(code), 5))
     assert jobs.code == code
-    assert any(each.check == "tokens" for each in find(replace(healthy(), jobs=jobs))) == refused
+    found = [each for each in find(replace(healthy(), jobs=jobs)) if each.check == "tokens"]
+    assert any(each.severity == REFUSE for each in found) == refused
+    # An answer of another kind says nothing of tokens, and nothing can be submitted there.
+    assert any("cannot be asked (it answers HTTP 500)" in each.what for each in found) == (code == 500)
 
 
 def test_a_closed_jobs_api(closed_uri: str) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
-from orchestration.clusters.findings import Checked, Finding, at, mapping, of_kubernetes, read, selects, tables
+from orchestration.clusters.findings import Checked, Finding, at, entries, mapping, of_kubernetes, read, selects, tables
 from orchestration.clusters.rules import (
     cluster_rules,
     container_rules,
     launcher_rules,
     pod_rules,
+    policy_rules,
     program_rules,
     size_rules,
     text_rules,
@@ -71,6 +72,7 @@ def _of_file(
             yield file.find(where, what, "the operator's schema says what is allowed")
     yield from _groups(file)
     yield from cluster_rules(file, versions)
+    yield from policy_rules(file)
     yield from pod_rules(file)
     yield from size_rules(file)
 
@@ -116,8 +118,14 @@ def _selected(file: Checked, files: Sequence[Checked]) -> bool:
 
 
 def _selectors(files: Sequence[Checked]) -> list[Any]:
-    """Which pods the network policies of these files are for."""
-    return [at(policy, "spec", "podSelector") for file in files for policy in file.kinds("NetworkPolicy")]
+    """For whose visitors the network policies of these files are."""
+    return [
+        at(policy, "spec", "podSelector")
+        for file in files
+        for policy in file.kinds("NetworkPolicy")
+        # By default it is for whoever comes in.
+        if "Ingress" in (entries(at(policy, "spec", "policyTypes")) or ("Ingress",))
+    ]
 
 
 def _between(files: Sequence[Checked]) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ def render(profile: Profile, name: str, digest: str, only: Iterable[str] = ()) -
     files = {}
     for kind in _kinds(profile, name, only):
         for each in KINDS[kind]:
-            if kind == "ray-up" and getattr(profile, each[:3]) is None:
+            if kind == "ray-up" and getattr(profile, re.split(r"[-.]", each)[0]) is None:
                 continue
             if profile.mlflow.url and each in MLFLOW:
                 continue

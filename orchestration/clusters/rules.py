@@ -79,6 +79,26 @@ def cluster_rules(file: Checked, versions: Versions) -> Iterator[Finding]:
             )
 
 
+def policy_rules(file: Checked) -> Iterator[Finding]:
+    """Of network policies: one that names nobody lets everyone in."""
+    for policy in file.kinds("NetworkPolicy"):
+        for rule in entries(at(policy, "spec", "ingress")):
+            peers = tables(at(rule, "from"))
+            if not peers or any(_is_everyone(peer) for peer in peers):
+                yield file.find(
+                    f"NetworkPolicy {at(policy, 'metadata', 'name')} spec.ingress",
+                    "lets everyone in",
+                    "write from: and a podSelector, a namespaceSelector or an ipBlock that says who",
+                )
+
+
+def _is_everyone(peer: dict[str, Any]) -> bool:
+    if "ipBlock" in peer:
+        return str(at(peer, "ipBlock", "cidr")).endswith("/0")
+    # Without a namespace its own is meant.
+    return "namespaceSelector" in peer and not any(mapping(selector) for selector in peer.values())
+
+
 def pod_rules(file: Checked) -> Iterator[Finding]:
     """Of every pod: no rights it does not need, memory that is there, no secret in plain sight."""
     for where, pod in file.pods():

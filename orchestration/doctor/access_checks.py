@@ -6,7 +6,8 @@ from orchestration.doctor.facts import Access, Facts, NodeFacts, Port
 from orchestration.doctor.finding import NOTE, REFUSE, WARN, Finding, grouped, listed, names
 
 TOKEN_ON = "start Ray on every node with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, and end what runs without"
-UNAUTHORIZED = (401, 403)
+UNAUTHORIZED, FAULTS = (401, 403), 400
+"""Of HTTP: codes for a missing token, and from which code on nothing was answered."""
 CODE_ROLES = ("GCS", "raylet", "Ray client", "dashboard", "agent", "worker")
 """Who reaches these runs code, unless a token is asked for."""
 DOORS = ("dashboard", "Ray client")
@@ -19,7 +20,7 @@ def check_tokens(facts: Facts) -> Iterator[Finding]:
     """A cluster that answers without a token is refused."""
     head = names(node for node in facts.nodes if node.head)
     jobs = facts.jobs
-    if jobs is not None and jobs.code is not None and jobs.code not in UNAUTHORIZED:
+    if jobs is not None and jobs.code is not None and jobs.code < FAULTS:
         yield Finding(
             REFUSE,
             "tokens",
@@ -27,11 +28,12 @@ def check_tokens(facts: Facts) -> Iterator[Finding]:
             head,
             TOKEN_ON,
         )
-    if jobs is not None and jobs.code is None:
+    if jobs is not None and (jobs.code is None or (jobs.code >= FAULTS and jobs.code not in UNAUTHORIZED)):
+        reason = jobs.reason if jobs.code is None else f"it answers HTTP {jobs.code}"
         yield Finding(
             WARN,
             "tokens",
-            f"the Jobs API {f'at {jobs.url} ' if jobs.url else ''}cannot be asked ({jobs.reason}): t2i submit and t2i "
+            f"the Jobs API {f'at {jobs.url} ' if jobs.url else ''}cannot be asked ({reason}): t2i submit and t2i "
             "tune need it",
             head,
             "start the head with ray start --include-dashboard=true --dashboard-host=127.0.0.1",

@@ -90,6 +90,33 @@ def test_the_autoscaler_asks_the_cloud_and_stages_are_in_the_storage(
     assert own == ("False" if cloud == "aws" else "True") and (key, secret) == ("of-storage", "secret")
 
 
+def test_machines_with_gpus_on_google_have_an_image_of_their_own(rendered: Rendered) -> None:
+    """The common one has no driver, and docker starts no container with a GPU there."""
+    types = document(rendered, "ray-up/gcp.yaml")["available_node_types"]
+    images = {
+        name: (bool(found["resources"].get("GPU")), found["node_config"]["disks"][0]["initializeParams"]["sourceImage"])
+        for name, found in types.items()
+    }
+    assert images["head"] == (False, "projects/deeplearning-platform-release/global/images/family/common-cpu")
+    own = (True, "projects/t2i-example/global/images/family/docker-with-nvidia")
+    assert [found for name, found in images.items() if name != "head"] == [own, own]
+
+
+@pytest.mark.parametrize(("there", "looks"), [("", 0), ("0x8086", 0), ("0x10de", 3)])
+def test_a_machine_with_a_gpu_waits_for_its_driver(rendered: Rendered, there: str, looks: int, tmp_path: Path) -> None:
+    [wait] = [each for each in document(rendered, "ray-up/gcp.yaml")["initialization_commands"] if "nvidia-smi" in each]
+    bus, seen = tmp_path / "devices", tmp_path / "seen"
+    if there:
+        (bus / "0000:00:04.0").mkdir(parents=True)
+        (bus / "0000:00:04.0" / "vendor").write_text(f"{there}\n")
+    for name, does in {"nvidia-smi": f'echo >>{seen}; [ "$(wc -l <{seen})" -ge 3 ]', "sleep": ":"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    command = wait.replace("/sys/bus/pci/devices", str(bus))
+    subprocess.run(["bash", "-c", command], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True, timeout=60)
+    assert (seen.read_text().count("\n") if seen.exists() else 0) == looks
+
+
 SSH = ("203.0.113.0/24", "2001:db8::/32")
 
 

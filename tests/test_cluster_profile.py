@@ -124,6 +124,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (changed(aws=AWS), "storage.nfs is missing: the machines that ray up starts on aws"),
     (changed(aws=AWS, storage__nfs="nas:/t2i"), "head has no instance.aws: name the machine type"),
     (
+        changed(
+            gcp={"project": "t2i-example", "region": "us-west1", "zone": "us-west1-a"},
+            storage__nfs="nas:/t2i",
+            head__instance={"gcp": "n2-standard-4"},
+            image__gpu=True,
+            workers=group(name="steady", gpus=1, processes=1, instance={"gcp": "g2-standard-8"}),
+        ),
+        "group steady has GPUs and gcp.gpu_image is missing: name an image with NVIDIA's container toolkit",
+    ),
+    (
         changed(hosts={"head": "10.0.0.1", "workers": [{"address": f"10.0.0.{n}", "group": "cpu"} for n in range(5)]}),
         "hosts.workers has 5 machines of group cpu, whose max is 4: raise max",
     ),

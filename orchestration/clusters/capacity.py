@@ -134,6 +134,12 @@ def _machines(profile: "Profile") -> Iterator[str]:
         for where, machine in machines:
             if getattr(machine.instance, cloud) is None:
                 yield f"{where} has no instance.{cloud}: name the machine type that ray up starts"
+    for group in profile.workers:
+        if group.gpus and profile.gcp and not profile.gcp.gpu_image:
+            yield (
+                f"group {group.name} has GPUs and gcp.gpu_image is missing: name an image with NVIDIA's container "
+                "toolkit, as gcloud compute images list --project deeplearning-platform-release lists them"
+            )
     if profile.hosts:
         if profile.hosts.workers and (is_loopback(profile.hosts.head) or public_bind(profile.hosts.head)):
             yield f"hosts.head is {profile.hosts.head}, which the workers do not reach safely: name its private address"

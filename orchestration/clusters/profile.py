@@ -262,6 +262,10 @@ class Gcp(Settings):
     source_image: Word = Field(
         "projects/deeplearning-platform-release/global/images/family/common-cpu", description="with docker"
     )
+    gpu_image: Word | None = Field(
+        None,
+        description="of machines with GPUs: with docker, NVIDIA's container toolkit and driver, or what installs it",
+    )
     ssh_user: Name = "ubuntu"
 
 

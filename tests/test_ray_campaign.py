@@ -247,5 +247,5 @@ def test_serve_command(cluster: None, home: Path, tmp_path: Path) -> None:
             check_port("127.0.0.1", port)
     finally:
         server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0, (tmp_path / "err.txt").read_text()
+        assert server.wait(240) == 0, (tmp_path / "err.txt").read_text()
     assert "Traceback" not in (tmp_path / "err.txt").read_text()

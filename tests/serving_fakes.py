@@ -67,6 +67,9 @@ class FakePainter:
             if prompt.startswith("exit ") and Path(prompt[5:]).exists():
                 Path(prompt[5:]).unlink()
                 os._exit(1)
+            if prompt.startswith("wait for "):
+                while not Path(prompt.removeprefix("wait for ")).exists():
+                    time.sleep(0.05)
             if prompt == "fail":
                 raise ValueError("secret prompt text")
         return torch.stack([self.picture(seed, truncation) for seed in seeds])

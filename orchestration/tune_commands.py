@@ -103,7 +103,6 @@ def tune(
         experiment = chosen_experiment(recipe, data, assignments, workers)
         plan = _plan(
             experiment,
-            assigned(assignments),
             trials,
             concurrent,
             kimg,
@@ -114,6 +113,7 @@ def tune(
             sampler,
             scheduler,
             seed,
+            assigned(assignments),
         )
         plan = Plan(plan.base, plan.space, plan.settings, storage, name)
     if dry_run:
@@ -137,7 +137,6 @@ def tune(
 
 def _plan(
     experiment: Any,
-    fixed: Container[str],
     trials: int,
     concurrent: int,
     kimg: float | None,
@@ -148,6 +147,7 @@ def _plan(
     sampler: str,
     scheduler: str | None,
     seed: int,
+    fixed: Container[str] = (),
 ) -> Any:
     from orchestration.campaigns.campaign import Plan
     from orchestration.campaigns.settings import plan_settings

@@ -21,6 +21,7 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMO
 # Neither control groups nor accounting: what a job may take is not enforced here, only counted.
 CONFIGURATION = """\
 ClusterName=t2i
+FirstJobId={first}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -110,7 +111,9 @@ def slurm() -> Iterator[Slurm]:
     key.touch(0o600)
     key.write_bytes(secrets.token_bytes(128))
     configuration = folder / "slurm.conf"
-    configuration.write_text(CONFIGURATION.format(host=host, port=control, folder=folder, nodes=nodes))
+    # What a test looks for by a job's number must not be what a killed one left of its own.
+    first = secrets.randbelow(10**7) + 1000
+    configuration.write_text(CONFIGURATION.format(host=host, port=control, folder=folder, nodes=nodes, first=first))
     environment = {**os.environ, "SLURM_CONF": str(configuration)}
     munge = [f"--socket={folder}/munge/socket", f"--pid-file={folder}/munge/pid", f"--log-file={folder}/munge/log"]
     munge += [f"--key-file={key}", f"--seed-file={folder}/munge/seed"]

@@ -1,7 +1,7 @@
 # make quickstart   the main job, end to end, on this machine
 # make test         every test; test-here only those without a Ray cluster, test-ray only those with
 # make check        style and types only
-.PHONY: quickstart test test-here test-ray check bench clean help
+.PHONY: quickstart test test-here test-ray test-here-then-late test-early check bench clean help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-test-here test-ray: export OMP_NUM_THREADS := 1
+test-here test-ray test-here-then-late test-early: export OMP_NUM_THREADS := 1
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -33,15 +33,24 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 
 # Tests on a real Ray cluster mostly wait, for processes that start and for machines that are given up: the others run
-# meanwhile.
+# meanwhile, and after these the clusters that take minutes, so that neither of the two rows is much the longer.
 test: check
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-here test-ray
+	@$(MAKE) --no-print-directory -j2 --keep-going --output-sync=target test-here-then-late test-early
 
 test-here: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not ray_cluster" $(BESIDE)
 
 test-ray: $(VENV)/installed
 	$(BIN)/python -m pytest -m ray_cluster
+
+test-here-then-late: $(VENV)/installed
+	@failed=0; \
+	$(BIN)/python -m pytest -m "not ray_cluster" $(BESIDE) || failed=1; \
+	$(BIN)/python -m pytest -m "ray_cluster and late" || failed=1; \
+	exit $$failed
+
+test-early: $(VENV)/installed
+	$(BIN)/python -m pytest -m "ray_cluster and not late"
 
 bench: $(VENV)/installed
 	@for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done

@@ -18,7 +18,7 @@ from orchestration.drill.plan import Kind, Plan
 
 from .cluster_support import Cluster, two_nodes
 
-pytestmark = pytest.mark.ray_cluster
+pytestmark = [pytest.mark.ray_cluster, pytest.mark.late]
 PATIENCE_S = 1800.0
 TRIES = 5
 

@@ -20,6 +20,7 @@ from .slurm_support import Slurm, slurm, why_not
 
 pytestmark = [
     pytest.mark.ray_cluster,
+    pytest.mark.late,
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "Slurm is here"),
 ]
 REPOSITORY = Path(__file__).parents[1]

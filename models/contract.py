@@ -1,13 +1,14 @@
 """What a system is to everything else: its batch, its phases, how it samples.
 
-Training, evaluation, serving and the report know this module and nothing of any paper. Adding a sixth system means
-writing one class that satisfies `System` and one line in `models.registry`.
+Training, evaluation, serving and the report know this module and nothing of any paper. Adding another system means
+writing one class that inherits `System` and one line in `models.registry`.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -315,10 +316,21 @@ class Given:
 NOTHING = Given()
 
 
+class _Pictured(Protocol):
+    @property
+    def resolution(self) -> int: ...
+
+
+class _Averaged(Protocol):
+    @property
+    def average(self) -> AverageSettings: ...
+
+
 class Trainable(Protocol[ConfigT]):
     """What can be trained: a paper's GAN, or a part that its GAN needs trained first.
 
-    Methods are pure: everything they need is in their arguments.
+    Methods are pure: everything they need is in their arguments. Whoever inherits this says only what is its own; what
+    most have in common is answered here.
     """
 
     name: str
@@ -337,32 +349,36 @@ class Trainable(Protocol[ConfigT]):
     captions)."""
 
     def stages(self, config: ConfigT) -> Mapping[str, str]:
-        """The parts that it is built from, in order: a key of `Experiment.stages`, and which part must be there."""
-        ...
+        """The parts that it is built from, in order: a key of `Experiment.stages`, and which part must be there. By
+        default none."""
+        return {}
 
+    @abstractmethod
     def build(self, config: ConfigT, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Every net by name, trained and frozen; works under `torch.device("meta")`. Raises StageMissing."""
         ...
 
+    @abstractmethod
     def optimizers(self, config: ConfigT) -> Mapping[str, AdamSettings]:
         """One optimizer for each trained net; nets without one are frozen and are not saved in checkpoints."""
         ...
 
     def averages(self, config: ConfigT) -> Mapping[str, AverageSettings]:
-        """The nets whose moving average is kept, and sampled from."""
-        ...
+        """The nets whose moving average is kept, and sampled from. By default none."""
+        return {}
 
+    @abstractmethod
     def phases(self, config: ConfigT) -> Sequence[Phase]:
         """The turns of one iteration, in order."""
         ...
 
     def text_dim(self, config: ConfigT) -> int:
-        """Width C of the text features this configuration was built for; 0 where it reads none."""
-        ...
+        """Width C of the text features this configuration was built for; 0, the default, where it reads none."""
+        return 0
 
     def resolution(self, config: ConfigT) -> int:
-        """Side of the square pictures, in pixels."""
-        ...
+        """Side of the square pictures, in pixels. By default the setting of that name."""
+        return cast(_Pictured, config).resolution
 
 
 class RegionStore(Protocol):
@@ -418,6 +434,11 @@ class Gathered(Protocol[ConfigT]):
 class System(Trainable[ConfigT], Protocol[ConfigT]):
     """One paper's GAN."""
 
+    def averages(self, config: ConfigT) -> Mapping[str, AverageSettings]:
+        """By default the generator's, by the setting `average`, of which a decay of 0 is the generator itself."""
+        return {"generator": cast(_Averaged, config).average}
+
+    @abstractmethod
     def sample(
         self, nets: Nets, config: ConfigT, conditions: Batch, seeds: Sequence[int], truncation: float | None = None
     ) -> Tensor:
@@ -430,8 +451,8 @@ class System(Trainable[ConfigT], Protocol[ConfigT]):
         ...
 
     def truncates(self, nets: Nets, config: ConfigT) -> bool:
-        """Whether pictures come from a standard normal latent; `nets` are those that `sample` takes."""
-        ...
+        """Whether pictures come from a standard normal latent, as by default; `nets` are those that `sample` takes."""
+        return True
 
 
 @runtime_checkable

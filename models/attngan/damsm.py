@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -16,7 +16,6 @@ from models.attngan.text import TextEncoder
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
@@ -25,6 +24,7 @@ from models.contract import (
     StepContext,
     TextFeatures,
     Tokens,
+    Trainable,
 )
 from models.encoders.trunk import ImageTrunk, ImageTrunkSettings
 from models.losses.damsm import PictureEmbedding
@@ -34,7 +34,7 @@ STAGE = "damsm"
 DAMSMT = TypeVar("DAMSMT", bound=DAMSMConfig)
 
 
-class EncoderTraining(Generic[DAMSMT]):
+class EncoderTraining(Trainable[DAMSMT]):
     """A text and an image encoder, trained together so that captions find their pictures: what every DAMSM shares."""
 
     needs = frozenset({"images", "captions"})
@@ -46,14 +46,8 @@ class EncoderTraining(Generic[DAMSMT]):
         free = config.optimizer.model_copy(update={"gradient_norm": None})
         return {"text_encoder": config.optimizer, "image_encoder": free}
 
-    def averages(self, config: DAMSMT) -> Mapping[str, AverageSettings]:
-        return {}
-
     def text_dim(self, config: DAMSMT) -> int:
         return config.text.text_dim
-
-    def resolution(self, config: DAMSMT) -> int:
-        return config.resolution
 
     def phases(self, config: DAMSMT) -> Sequence[Phase]:
         """Both encoders on one loss, neither seeing the other's step."""
@@ -87,9 +81,6 @@ class DAMSM(EncoderTraining[DAMSMConfig]):
     name = STAGE
     title = "DAMSM: the Deep Attentional Multimodal Similarity Model of AttnGAN (2018)"
     Config = DAMSMConfig
-
-    def stages(self, config: DAMSMConfig) -> Mapping[str, str]:
-        return {}
 
     def build(self, config: DAMSMConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "text_encoder" and "image_encoder", frozen "trunk". Raises ValueError without a vocabulary."""

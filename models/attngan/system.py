@@ -18,13 +18,13 @@ from models.blocks.norm import frozen_statistics
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
     Objective,
     Phase,
     StepContext,
+    System,
     TextFeatures,
 )
 from models.losses.cascade import discriminator_objective
@@ -63,7 +63,7 @@ class CascadeLosses(Generic[CascadeT]):
         raise NotImplementedError
 
 
-class CascadeGAN(Generic[CascadeT]):
+class CascadeGAN(System[CascadeT]):
     """What is the same in every system whose generator is a cascade: AttnGAN and those that build on it."""
 
     needs = frozenset({"images", "captions"})
@@ -76,14 +76,8 @@ class CascadeGAN(Generic[CascadeT]):
     def optimizers(self, config: CascadeT) -> Mapping[str, AdamSettings]:
         return {"generator": config.generator_optimizer, "discriminators": config.discriminator_optimizer}
 
-    def averages(self, config: CascadeT) -> Mapping[str, AverageSettings]:
-        return {"generator": config.average}
-
     def text_dim(self, config: CascadeT) -> int:
         return config.text_dim
-
-    def resolution(self, config: CascadeT) -> int:
-        return config.resolution
 
     def phases(self, config: CascadeT) -> Sequence[Phase]:
         """Released order: the discriminators step first, then the generator on the same batch and noise."""
@@ -104,9 +98,6 @@ class CascadeGAN(Generic[CascadeT]):
         with evaluating(nets["generator"]):
             output: CascadeOutput = nets["generator"](text, noise)
         return output.images[-1]
-
-    def truncates(self, nets: Nets, config: CascadeT) -> bool:
-        return True
 
 
 class AttnGAN(CascadeGAN[AttnGANConfig]):

@@ -19,7 +19,6 @@ from models.blocks.noise import drop
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
@@ -30,6 +29,7 @@ from models.contract import (
     StageMissing,
     StepContext,
     Tokens,
+    Trainable,
     after_counts,
 )
 from models.encoders.regions import DETECTOR
@@ -218,7 +218,7 @@ class TopDownCaptioner(nn.Module):
         return drop(states, rate, noise) if self.training and rate > 0 else states
 
 
-class AttentionCaptioner:
+class AttentionCaptioner(Trainable[AttentionCaptionerConfig]):
     """The captioner with attention over regions, trained on the true captions of real pictures."""
 
     name = "attention_captioner"
@@ -238,15 +238,9 @@ class AttentionCaptioner:
     def optimizers(self, config: AttentionCaptionerConfig) -> Mapping[str, AdamSettings]:
         return {NET: config.optimizer}
 
-    def averages(self, config: AttentionCaptionerConfig) -> Mapping[str, AverageSettings]:
-        return {}
-
     def text_dim(self, config: AttentionCaptionerConfig) -> int:
         """Width of its own word embeddings: it reads no text features."""
         return config.embedding_dim
-
-    def resolution(self, config: AttentionCaptionerConfig) -> int:
-        return config.resolution
 
     def phases(self, config: AttentionCaptionerConfig) -> Sequence[Phase]:
         """The captioner on the true captions: cross-entropy (equation 9), mean over the words of all ranks."""

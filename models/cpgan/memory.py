@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.contract import NOTHING, Batch, Given, Nets, RegionStore, Settings, after_counts
+from models.contract import NOTHING, Batch, Gathered, Given, Nets, RegionStore, Settings, after_counts
 from models.cpgan.captioner import NET, STAGE, TopDownCaptioner, frozen_captioner, required
 from models.encoders.regions import DETECTOR
 
@@ -39,7 +39,7 @@ class MemoryConfig(Settings):
     )
 
 
-class Memory:
+class Memory(Gathered[MemoryConfig]):
     """A frozen captioner looks at every training caption; each word keeps the regions it meant most."""
 
     name = "memory"

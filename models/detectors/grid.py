@@ -22,7 +22,6 @@ from models.blocks.norm import BatchNorm
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
@@ -30,6 +29,7 @@ from models.contract import (
     Phase,
     Settings,
     StepContext,
+    Trainable,
 )
 from models.detectors.boxes import corners, greedy_nms
 from models.detectors.contract import Detections, file_digest, one_by_one
@@ -264,7 +264,7 @@ def _names(file: Path, classes: int) -> tuple[str, ...]:
     return (*named, *(f"class {number}" for number in range(len(named), classes)))
 
 
-class GridDetectorPart:
+class GridDetectorPart(Trainable[GridDetectorConfig]):
     """The detector as a part that is trained before those who look for salient boxes."""
 
     name = STAGE
@@ -274,24 +274,12 @@ class GridDetectorPart:
     transform = "attngan"
     reads = frozenset({"objects"})
 
-    def stages(self, config: GridDetectorConfig) -> Mapping[str, str]:
-        return {}
-
     def build(self, config: GridDetectorConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "detector"."""
         return {NET: GridNet(config)}
 
     def optimizers(self, config: GridDetectorConfig) -> Mapping[str, AdamSettings]:
         return {NET: config.optimizer}
-
-    def averages(self, config: GridDetectorConfig) -> Mapping[str, AverageSettings]:
-        return {}
-
-    def text_dim(self, config: GridDetectorConfig) -> int:
-        return 0
-
-    def resolution(self, config: GridDetectorConfig) -> int:
-        return config.resolution
 
     def phases(self, config: GridDetectorConfig) -> Sequence[Phase]:
         """Boxes, classes and objectness at once."""

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating, known_words, load_fitting
-from models.contract import NOTHING, AdamSettings, AverageSettings, Batch, Given, Nets, Objective, Phase, StepContext
+from models.contract import (
+    NOTHING,
+    AdamSettings,
+    Batch,
+    Given,
+    Nets,
+    Objective,
+    Phase,
+    StepContext,
+    Trainable,
+)
 from models.encoders.trunk import ImageTrunk, TrunkFeatures
 from models.mirrorgan.config import StreamConfig
 from models.mirrorgan.losses import stream_objective
@@ -16,7 +26,7 @@ from models.mirrorgan.stream import Stream
 STAGE = "stream"
 
 
-class STREAM:
+class STREAM(Trainable[StreamConfig]):
     """The captioner of MirrorGAN, trained on real pictures. Neither paper nor code gives the procedure."""
 
     name = STAGE
@@ -26,9 +36,6 @@ class STREAM:
     transform = "attngan"
     reads = frozenset({"tokens"})
 
-    def stages(self, config: StreamConfig) -> Mapping[str, str]:
-        return {}
-
     def build(self, config: StreamConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "stream", frozen "trunk". Raises ValueError without a vocabulary."""
         trunk = ImageTrunk(config.trunk)
@@ -37,15 +44,9 @@ class STREAM:
     def optimizers(self, config: StreamConfig) -> Mapping[str, AdamSettings]:
         return {"stream": config.optimizer}
 
-    def averages(self, config: StreamConfig) -> Mapping[str, AverageSettings]:
-        return {}
-
     def text_dim(self, config: StreamConfig) -> int:
         """Width of its own word embeddings: it reads no text features."""
         return config.embedding_dim
-
-    def resolution(self, config: StreamConfig) -> int:
-        return config.resolution
 
     def phases(self, config: StreamConfig) -> Sequence[Phase]:
         """The captioner on the true captions (equation 8)."""

@@ -22,7 +22,6 @@ from models.blocks.norm import BatchNorm
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
@@ -31,6 +30,7 @@ from models.contract import (
     Settings,
     StageMissing,
     StepContext,
+    Trainable,
 )
 from models.parallel import OneRank, Ranks, mean_over_ranks
 from models.parts import PART, part_settings
@@ -98,7 +98,7 @@ class CoOccurrenceNet(nn.Module):
         return F.normalize(embedding, dim=1) if self.config.normalised else embedding
 
 
-class CoOccurrence:
+class CoOccurrence(Trainable[CoOccurrenceConfig]):
     """The embedding in which patches of one picture are near each other."""
 
     name = STAGE
@@ -108,24 +108,12 @@ class CoOccurrence:
     transform = "sg2im"
     reads = frozenset({"graphs"})
 
-    def stages(self, config: CoOccurrenceConfig) -> Mapping[str, str]:
-        return {}
-
     def build(self, config: CoOccurrenceConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "co_occurrence"."""
         return {NET: CoOccurrenceNet(config)}
 
     def optimizers(self, config: CoOccurrenceConfig) -> Mapping[str, AdamSettings]:
         return {NET: config.optimizer}
-
-    def averages(self, config: CoOccurrenceConfig) -> Mapping[str, AverageSettings]:
-        return {}
-
-    def text_dim(self, config: CoOccurrenceConfig) -> int:
-        return 0
-
-    def resolution(self, config: CoOccurrenceConfig) -> int:
-        return config.resolution
 
     def phases(self, config: CoOccurrenceConfig) -> Sequence[Phase]:
         """The embedding on triplets of all objects of the batch, every rank's."""

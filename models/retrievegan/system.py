@@ -14,7 +14,6 @@ from models.blocks.pixels import to_signed
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Candidates,
     Given,
@@ -23,6 +22,7 @@ from models.contract import (
     Objective,
     Phase,
     StepContext,
+    System,
 )
 from models.losses.perceptual import PerceptualDistance
 from models.losses.scene_graphs import discriminator_objective
@@ -37,7 +37,7 @@ SG2IM = "sg2im"
 """The stage whose graph encoder the pre-filter compares patches by (section 3.2)."""
 
 
-class RetrieveGAN:
+class RetrieveGAN(System[RetrieveGANConfig]):
     """Tseng et al., "RetrieveGAN: Image Synthesis via Differentiable Patch Retrieval", ECCV 2020."""
 
     name = "retrievegan"
@@ -66,16 +66,6 @@ class RetrieveGAN:
 
     def optimizers(self, config: RetrieveGANConfig) -> Mapping[str, AdamSettings]:
         return {"generator": config.generator_optimizer, "discriminators": config.discriminator_optimizer}
-
-    def averages(self, config: RetrieveGANConfig) -> Mapping[str, AverageSettings]:
-        """The generator, retrieval and all; by default its average is itself."""
-        return {"generator": config.average}
-
-    def text_dim(self, config: RetrieveGANConfig) -> int:
-        return 0
-
-    def resolution(self, config: RetrieveGANConfig) -> int:
-        return config.resolution
 
     def phases(self, config: RetrieveGANConfig) -> Sequence[Phase]:
         """One, in which all step, as sg2im's released code has it; the paper says nothing of the order."""

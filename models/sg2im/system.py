@@ -12,7 +12,6 @@ from models.blocks.pixels import to_signed
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Graphs,
@@ -20,6 +19,7 @@ from models.contract import (
     Objective,
     Phase,
     StepContext,
+    System,
 )
 from models.losses.scene_graphs import discriminator_objective
 from models.sg2im.config import Sg2imConfig
@@ -27,7 +27,7 @@ from models.sg2im.losses import generator_objective
 from models.sg2im.networks import Drawing, Generator
 
 
-class Sg2im:
+class Sg2im(System[Sg2imConfig]):
     """Johnson, Gupta and Fei-Fei, "Image Generation from Scene Graphs", CVPR 2018."""
 
     name = "sg2im"
@@ -36,9 +36,6 @@ class Sg2im:
     needs = frozenset({"images", "graph"})
     transform = "sg2im"
     reads = frozenset({"graphs"})
-
-    def stages(self, config: Sg2imConfig) -> Mapping[str, str]:
-        return {}
 
     def build(self, config: Sg2imConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """A "generator" and "discriminators". Raises ValueError without a vocabulary of scene graphs."""
@@ -50,16 +47,6 @@ class Sg2im:
 
     def optimizers(self, config: Sg2imConfig) -> Mapping[str, AdamSettings]:
         return {"generator": config.generator_optimizer, "discriminators": config.discriminator_optimizer}
-
-    def averages(self, config: Sg2imConfig) -> Mapping[str, AverageSettings]:
-        """The generator, which is sampled from; by default its average is itself."""
-        return {"generator": config.average}
-
-    def text_dim(self, config: Sg2imConfig) -> int:
-        return 0
-
-    def resolution(self, config: Sg2imConfig) -> int:
-        return config.resolution
 
     def phases(self, config: Sg2imConfig) -> Sequence[Phase]:
         """One, in which all step: the released code updates the generator by the discriminators as they were, then
@@ -90,9 +77,6 @@ class Sg2im:
         with evaluating(nets["generator"]):
             drawing: Drawing = nets["generator"](flat, noise, flat.boxes if config.boxes == "given" else None)
         return to_signed(drawing.images)
-
-    def truncates(self, nets: Nets, config: Sg2imConfig) -> bool:
-        return True
 
 
 def _required(batch: Batch) -> tuple[Tensor, Graphs]:

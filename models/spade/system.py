@@ -11,7 +11,6 @@ from models.blocks.noise import seeded_noise, untruncated
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     LabelMaps,
@@ -19,6 +18,7 @@ from models.contract import (
     Objective,
     Phase,
     StepContext,
+    System,
 )
 from models.losses.feature_matching import (
     ScaleJudgement,
@@ -33,7 +33,7 @@ from models.spade.encoder import kl_divergence
 from models.spade.networks import Generator
 
 
-class Spade:
+class Spade(System[SpadeConfig]):
     """Park et al., "Semantic Image Synthesis with Spatially-Adaptive Normalization", CVPR 2019."""
 
     name = "spade"
@@ -42,9 +42,6 @@ class Spade:
     needs = frozenset({"images", "labels"})
     transform = "spade"
     reads = frozenset({"labels"})
-
-    def stages(self, config: SpadeConfig) -> Mapping[str, str]:
-        return {}
 
     def build(self, config: SpadeConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """A "generator", with its encoder where it has one, a "discriminator" and, where it has a weight, the frozen
@@ -60,16 +57,6 @@ class Spade:
 
     def optimizers(self, config: SpadeConfig) -> Mapping[str, AdamSettings]:
         return {"generator": config.generator_optimizer, "discriminator": config.discriminator_optimizer}
-
-    def averages(self, config: SpadeConfig) -> Mapping[str, AverageSettings]:
-        """The generator, which is sampled from; by default its average is itself."""
-        return {"generator": config.average}
-
-    def text_dim(self, config: SpadeConfig) -> int:
-        return 0
-
-    def resolution(self, config: SpadeConfig) -> int:
-        return config.resolution
 
     def phases(self, config: SpadeConfig) -> Sequence[Phase]:
         """The generator, then the discriminator on the same batch, with pictures that the stepped generator draws by

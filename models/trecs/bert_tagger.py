@@ -19,7 +19,6 @@ from models.blocks.noise import drop
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
@@ -28,6 +27,7 @@ from models.contract import (
     Settings,
     StepContext,
     TaggedWords,
+    Trainable,
 )
 from models.encoders.bert import Bert, BertSettings
 from models.parallel import Ranks, mean_over_ranks
@@ -108,7 +108,7 @@ class TaggerNet(nn.Module):
         return self.config.max_pieces * self.config.bert.width
 
 
-class BertTagger:
+class BertTagger(Trainable[BertTaggerConfig]):
     """Koh et al., "Text-to-Image Generation Grounded by Fine-Grained User Attention", WACV 2021, section 2.1."""
 
     name = PART
@@ -117,9 +117,6 @@ class BertTagger:
     needs = frozenset({"images", "narratives", "labels"})
     transform = "xmcgan"
     reads = frozenset({"tagged"})
-
-    def stages(self, config: BertTaggerConfig) -> Mapping[str, str]:
-        return {}
 
     def build(self, config: BertTaggerConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "tagger". Raises WeightsMissing, and ValueError without classes, or where none of them is left."""
@@ -133,15 +130,6 @@ class BertTagger:
 
     def optimizers(self, config: BertTaggerConfig) -> Mapping[str, AdamSettings]:
         return {NET: config.optimizer}
-
-    def averages(self, config: BertTaggerConfig) -> Mapping[str, AverageSettings]:
-        return {}
-
-    def text_dim(self, config: BertTaggerConfig) -> int:
-        return 0
-
-    def resolution(self, config: BertTaggerConfig) -> int:
-        return config.resolution
 
     def phases(self, config: BertTaggerConfig) -> Sequence[Phase]:
         """The tagger on every word of the batch that has a label."""

@@ -21,7 +21,6 @@ from models.blocks.noise import drop
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
@@ -30,6 +29,7 @@ from models.contract import (
     Settings,
     StepContext,
     TextFeatures,
+    Trainable,
 )
 from models.encoders.trunk import RANDOM, EfficientNetLite0, ImageTrunk, ImageTrunkSettings
 from models.losses.contrastive import margin_contrast
@@ -231,7 +231,7 @@ class ImageTower(Tower):
         return vectors
 
 
-class DualEncoder:
+class DualEncoder(Trainable[DualEncoderConfig]):
     """Two towers, trained so that narratives and pictures find each other."""
 
     name = "dual_encoder"
@@ -240,9 +240,6 @@ class DualEncoder:
     needs = frozenset({"images", "narratives"})
     transform = "xmcgan"
     reads = frozenset({"features"})
-
-    def stages(self, config: DualEncoderConfig) -> Mapping[str, str]:
-        return {}
 
     def build(self, config: DualEncoderConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         """Trained "text" and "image"; a frozen "trunk" where it is not fine-tuned, else it is in "image".
@@ -256,14 +253,8 @@ class DualEncoder:
     def optimizers(self, config: DualEncoderConfig) -> Mapping[str, AdamSettings]:
         return {TEXT: config.optimizer, IMAGE: config.optimizer}
 
-    def averages(self, config: DualEncoderConfig) -> Mapping[str, AverageSettings]:
-        return {}
-
     def text_dim(self, config: DualEncoderConfig) -> int:
         return config.text_dim
-
-    def resolution(self, config: DualEncoderConfig) -> int:
-        return config.resolution
 
     def phases(self, config: DualEncoderConfig) -> Sequence[Phase]:
         """Both towers on one loss, neither seeing the other's step."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.blocks.label_maps import known_classes
 from models.ccfpse import CCFPSE
 from models.ccfpse import Generator as CCFPSEGenerator
-from models.contract import NOTHING, AdamSettings, AverageSettings, Batch, Given, Nets, Phase, Settings
+from models.contract import NOTHING, AdamSettings, AverageSettings, Batch, Given, Nets, Phase, Settings, System
 from models.spade.config import SpadeConfig
 from models.spade.networks import Generator
 from models.spade.system import Spade
@@ -35,7 +35,7 @@ GENERATORS: Mapping[str, MaskToImage] = {
 DUAL_ENCODER, TAGGER = "dual_encoder", "bert_tagger"
 
 
-class TReCS:
+class TReCS(System[TReCSConfig]):
     """Koh et al., "Text-to-Image Generation Grounded by Fine-Grained User Attention", WACV 2021."""
 
     name = "trecs"
@@ -79,12 +79,6 @@ class TReCS:
     def phases(self, config: TReCSConfig) -> Sequence[Phase]:
         """None."""
         return []
-
-    def text_dim(self, config: TReCSConfig) -> int:
-        return 0
-
-    def resolution(self, config: TReCSConfig) -> int:
-        return config.resolution
 
     def sample(
         self, nets: Nets, config: TReCSConfig, conditions: Batch, seeds: Sequence[int], truncation: float | None = None

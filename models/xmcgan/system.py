@@ -12,13 +12,13 @@ from models.blocks.norm import frozen_statistics
 from models.contract import (
     NOTHING,
     AdamSettings,
-    AverageSettings,
     Batch,
     Given,
     Nets,
     Objective,
     Phase,
     StepContext,
+    System,
     TextFeatures,
 )
 from models.encoders.image import PretrainedImageEncoder
@@ -38,7 +38,7 @@ class _View:
     regions: Tensor
 
 
-class XMCGAN:
+class XMCGAN(System[XMCGANConfig]):
     """Zhang et al., "Cross-Modal Contrastive Learning for Text-to-Image Generation", CVPR 2021."""
 
     name = "xmcgan"
@@ -47,9 +47,6 @@ class XMCGAN:
     needs = frozenset({"images", "captions"})
     transform = "xmcgan"
     reads = frozenset({"features"})
-
-    def stages(self, config: XMCGANConfig) -> Mapping[str, str]:
-        return {}
 
     def build(self, config: XMCGANConfig, given: Given = NOTHING) -> dict[str, nn.Module]:
         nets: dict[str, nn.Module] = {"generator": Generator(config), "discriminator": Discriminator(config)}
@@ -60,14 +57,8 @@ class XMCGAN:
     def optimizers(self, config: XMCGANConfig) -> Mapping[str, AdamSettings]:
         return {"generator": config.generator_optimizer, "discriminator": config.discriminator_optimizer}
 
-    def averages(self, config: XMCGANConfig) -> Mapping[str, AverageSettings]:
-        return {"generator": config.average}
-
     def text_dim(self, config: XMCGANConfig) -> int:
         return config.text_dim
-
-    def resolution(self, config: XMCGANConfig) -> int:
-        return config.resolution
 
     def phases(self, config: XMCGANConfig) -> Sequence[Phase]:
         """Algorithm 1 ("paper"), or the released order, whose last D step and G step are one joint step."""
@@ -87,9 +78,6 @@ class XMCGAN:
         noise = seeded_noise(seeds, config.noise_dim, text.sentence.device, truncation)
         pictures: Tensor = nets["generator"](text, noise)
         return pictures
-
-    def truncates(self, nets: Nets, config: XMCGANConfig) -> bool:
-        return True
 
 
 class XMCGANLosses:

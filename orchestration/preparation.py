@@ -9,7 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.contract import CaptionReader, Gathered, Given, Trainable
+from models.abilities import CaptionReader
+from models.contract import (
+    Gathered,
+    Given,
+    Trainable,
+)
 from models.encoders.image import WeightsMissing
 from models.encoders.regions import DETECTOR
 from models.encoders.text import TextEncoder

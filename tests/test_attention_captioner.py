@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.abilities import Captioner
 from models.contract import (
     NOTHING,
     Batch,
-    Captioner,
     Given,
     Regions,
     StageMissing,

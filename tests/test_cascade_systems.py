@@ -8,13 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.abilities import Captioner, Matcher
 from models.attngan import DAMSM, AttnGAN, AttnGANConfig, DAMSMConfig, TextEncoderSettings
 from models.attngan.damsm import evaluating
 from models.contract import (
     Batch,
-    Captioner,
     Given,
-    Matcher,
     Objective,
     StageMissing,
     StepContext,

@@ -10,10 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.abilities import Matcher
 from models.attngan import DAMSM, DAMSMConfig, TextEncoder, TextEncoderSettings
 from models.attngan.system import image_judge
 from models.blocks.discriminator import Discriminator
-from models.contract import Given, Matcher, StageMissing
+from models.contract import (
+    Given,
+    StageMissing,
+)
 from models.cpgan.config import CPGANConfig, CPGANDAMSMConfig, MemoryTextSettings
 from models.cpgan.damsm import CPGANDAMSM
 from models.cpgan.discriminator import FineGrainedDiscriminator

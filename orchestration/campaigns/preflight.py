@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from models.contract import Captioner, Matcher
+from models.abilities import Captioner, Matcher
 from orchestration.campaigns.execution import SLOT
 from orchestration.campaigns.needs import GIB, PROCESS_BYTES, Needs, Resources, available_resources, free_disk
 from orchestration.campaigns.points import paper_point, trial_experiment

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from models.contract import Matcher
+from models.abilities import Matcher
 from models.registry import get_part, system_names
 from orchestration.config import Experiment
 from orchestration.data.sources import parse_source

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-from models.contract import NOTHING, Captioner, Matcher
+from models.abilities import Captioner, Matcher
+from models.contract import (
+    NOTHING,
+)
 from orchestration.config import Experiment
 from orchestration.data.features import CaptionIndex
 from orchestration.data.sources import SCENES, parse_source

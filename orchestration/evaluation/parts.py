@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import Batch, Captioner, Comparer, Finder, Matcher, Nets, Tagger
+from models.abilities import Captioner, Comparer, Finder, Matcher, Tagger
+from models.contract import (
+    Batch,
+    Nets,
+)
 from models.detectors.contract import Detections
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions

@@ -6,40 +6,47 @@ to be published. A checkpoint is published files first and manifest last, and ta
 without a manifest does not exist; what a run has recorded goes before the checkpoint, and its end after.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock
 
 from orchestration.errors import RequestError, RunError
 from orchestration.home import COPY
-from orchestration.remote.lease import LEASE, Lease
+from orchestration.remote.contents import (
+    APART,
+    LINES,
+    MANIFEST,
+    PUBLISHED,
+    WRITER,
+    Here,
+    Listing,
+    note,
+    noted,
+    sha256_of,
+    size_of,
+    sizes_of,
+    whole_lines,
+)
+from orchestration.remote.lease import Lease
+from orchestration.remote.publishing import Publication
 from orchestration.remote.store import Away, Result, Store
 from orchestration.stages import file_sha256, write_atomically
 
 HOME, MEND = "--home", "name another with --home or T2I_HOME"
-WRITER, PUBLISHED, FETCHING = "writer.json", ".published.json", ".fetching.lock"
-MANIFEST = "manifest.json"  # of a checkpoint: see orchestration.training.state
+FETCHING = ".fetching.lock"
 UNFINISHED = ".writing-"
-CHECKPOINTS = ("checkpoints", "rungs")
-APART = ("trials",)  # folders that are published by themselves
-LAST = ("segment.json", "outcome.json")
-"""They say how far a run has come, so they are published after what they speak of."""
-LINES, PICTURE = ".jsonl", ".png"
+PICTURE = ".png"
 SEEN = ".seen"
 """In the root of a working copy: what was read of runs that other machines work on."""
-NOT_KEPT = ("optuna.db", "optuna.db-journal", "ledger.db-journal")
-"""Made again from the ledger, or part of what sqlite is writing."""
 PATIENCE_S, FETCH_S = 60.0, 900.0
 """A store that is away before a training or after it is waited for so long, and another process here that fetches."""
 
@@ -146,12 +153,12 @@ class WorkingCopy:
         with FileLock(folder / FETCHING, timeout=FETCH_S):
             if self._is_behind(folder):
                 self._fetch(folder)
-            elif not _Here.of(folder).checkpoints:
-                for name in sorted((there := _Listing.of(self.store.sizes(self.name(folder)))).checkpoints):
+            elif not Here.of(folder).checkpoints:
+                for name in sorted((there := Listing.of(self.store.sizes(self.name(folder)))).checkpoints):
                     if there.is_whole(name):
                         self.fetch_checkpoint(folder / name)
             if not (folder / PUBLISHED).is_file():
-                _note(folder, {})
+                note(folder, {})
             if self._writer(folder) != self.id:
                 self.store.put(f"{self.name(folder)}/{WRITER}", json.dumps({"copy": self.id}).encode())
 
@@ -169,17 +176,20 @@ class WorkingCopy:
         return writer is not None and not (writer == self.id and (folder / PUBLISHED).is_file())
 
     def _fetch(self, folder: Path) -> None:
-        there = _Listing.of(self.store.sizes(self.name(folder)))
-        here = _Here.of(folder)
-        published = {name: self._fetch_file(folder, name) for name in there.files}
-        for name in here.files.keys() - there.files.keys():
+        there = Listing.of(self.store.sizes(self.name(folder)))
+        here = Here.of(folder)
+        published: dict[str, str] = {}
+        for name in there.files:
+            with suppress(FileNotFoundError):  # whoever works on it took it away since
+                published[name] = self._fetch_file(folder, name)
+        for name in here.files.keys() - published.keys():
             (folder / name).unlink(missing_ok=True)
         for name in sorted(there.checkpoints, reverse=True):  # the newest first
             if there.is_whole(name) and self.fetch_checkpoint(folder / name):
                 published[name] = file_sha256(folder / name / MANIFEST)
         for name in here.checkpoints.keys() - published.keys():
             shutil.rmtree(folder / name, ignore_errors=True)
-        _note(folder, published)
+        note(folder, published)
 
     def seen(self, folder: Path) -> Path:
         """Where to read what a run or trial has recorded so far, without checkpoints, whoever works on it: the folder
@@ -190,13 +200,13 @@ class WorkingCopy:
         if self._writer(folder) in (None, self.id):
             return folder
         beside = self.root / SEEN / self.name(folder)
-        there = _Listing.of(self.store.sizes(self.name(folder))).files
+        there = Listing.of(self.store.sizes(self.name(folder))).files
         for name, size in there.items():
             # Pictures never change; all else is small.
-            if not (name.endswith(PICTURE) and _size_of(beside / name) == size):
+            if not (name.endswith(PICTURE) and size_of(beside / name) == size):
                 with suppress(FileNotFoundError):
                     self._fetch_file(folder, name, beside)
-        for name in _Here.of(beside).files.keys() - there.keys():
+        for name in Here.of(beside).files.keys() - there.keys():
             (beside / name).unlink(missing_ok=True)
         return beside
 
@@ -214,7 +224,7 @@ class WorkingCopy:
                     return True
             working.mkdir(parents=True)
             (working / MANIFEST).write_bytes(manifest)
-            for file in _sizes_of(manifest):
+            for file in sizes_of(manifest):
                 self.store.get_file(f"{name}/{file}", working / file)
             open_checkpoint(working)
             if folder.exists():
@@ -232,7 +242,7 @@ class WorkingCopy:
         there = self.store.sizes(self.name(parent))
         for name in sorted({file.partition("/")[0] for file in there if file.endswith(f"/{MANIFEST}")}):
             with suppress(FileNotFoundError):
-                if _sha256(self.store.read(f"{self.name(parent)}/{name}/{MANIFEST}")) == digest:
+                if sha256_of(self.store.read(f"{self.name(parent)}/{name}/{MANIFEST}")) == digest:
                     self.fetch_checkpoint(parent / name)
                     return
 
@@ -241,7 +251,7 @@ class WorkingCopy:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = self.store.read(f"{self.name(folder)}/{name}")
         write_atomically(path, content)
-        return _sha256(content)
+        return sha256_of(content)
 
     def _writer(self, folder: Path) -> str | None:
         try:
@@ -275,226 +285,17 @@ class WorkingCopy:
     def push_records(self, folder: Path) -> None:
         """Publish what a run has recorded since, and nothing else. Raises as `push`."""
         self.require_writer(folder)
-        known = _noted(folder)
+        known = noted(folder)
         for path in sorted(folder.glob(f"*{LINES}")):
-            content = _whole_lines(path.read_bytes())
-            if known.get(path.name) != (digest := _sha256(content)):
+            content = whole_lines(path.read_bytes())
+            if known.get(path.name) != (digest := sha256_of(content)):
                 self.store.put(f"{self.name(folder)}/{path.name}", content)
                 known[path.name] = digest
-                _note(folder, known)
+                note(folder, known)
 
     def push(self, folder: Path) -> None:
-        """Make what is published of the folder what is here. Raises OSError, and RunError as `require_writer`.
-
-        Killed at any moment it leaves a state to go on from, which is never behind the last whole checkpoint.
-        """
+        """Make what is published of the folder what is here. Raises as `Publication`."""
         if not folder.is_dir():
             return
         self.require_writer(folder)
-        _Push(self, folder).carry_out()
-
-
-@dataclass
-class _Listing:
-    """What is published: small files with their sizes, and each checkpoint's files with theirs."""
-
-    files: dict[str, int] = field(default_factory=dict)
-    checkpoints: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, sizes: dict[str, int]) -> "_Listing":
-        found = cls()
-        for name, size in sizes.items():
-            parts = PurePosixPath(name).parts
-            if ".." in parts or parts[0] in APART or name in (LEASE, WRITER):
-                continue
-            if parts[0] in CHECKPOINTS:
-                if len(parts) > 2:
-                    found.checkpoints.setdefault("/".join(parts[:2]), {})["/".join(parts[2:])] = size
-            else:
-                found.files[name] = size
-        return found
-
-    def is_whole(self, name: str) -> bool:
-        """Whether a checkpoint exists at all."""
-        return MANIFEST in self.checkpoints.get(name, {})
-
-
-@dataclass
-class _Here:
-    """What is to be published: small files, and checkpoints with their manifests' sha256; damaged: those that are not,
-    and say nothing of what is published."""
-
-    files: dict[str, Path] = field(default_factory=dict)
-    checkpoints: dict[str, str] = field(default_factory=dict)
-    damaged: set[str] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, folder: Path) -> "_Here":
-        found = cls()
-        for parent in CHECKPOINTS:
-            for path in sorted((folder / parent).glob("[!.]*")):
-                name = f"{parent}/{path.name}"
-                try:
-                    manifest = (path / MANIFEST).read_bytes()
-                    _sizes_of(manifest)
-                    found.checkpoints[name] = _sha256(manifest)
-                except (FileNotFoundError, NotADirectoryError):
-                    continue
-                except ValueError:
-                    found.damaged.add(name)
-        for place, folders, files in os.walk(folder):
-            top = Path(place) == folder
-            away = (*CHECKPOINTS, *APART) if top else ()
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in away)
-            for name in sorted(files):
-                path = Path(place) / name
-                if not name.startswith(".") and name not in NOT_KEPT and path.is_file():
-                    found.files[path.relative_to(folder).as_posix()] = path
-        return found
-
-
-class _Push:
-    """One publication of one folder."""
-
-    def __init__(self, copy: WorkingCopy, folder: Path) -> None:
-        self.copy, self.store, self.folder, self.place = copy, copy.store, folder, copy.name(folder)
-        # Checkpoints are listed before the records are read, so that these reach at least as far.
-        self.here = _Here.of(folder)
-        self.there = _Listing.of(self.store.sizes(self.place))
-        self.known = _noted(folder)
-
-    def carry_out(self) -> None:
-        self._unpublish_what_is_not_so_any_more()
-        first = [name for name in self.here.files if name not in LAST]
-        for name in first:
-            self._put(name)
-        self._remove(sorted(self.there.files.keys() - self.here.files.keys()))
-        sent = [self._send(name, digest) for name, digest in self.here.checkpoints.items()]
-        # Sending takes long: meanwhile another copy may have taken the folder over.
-        self.copy.require_writer(self.folder)
-        if all(sent):
-            for name in sorted(self.there.checkpoints.keys() - self.here.checkpoints.keys() - self.here.damaged):
-                self._drop(name)
-        for name in LAST:
-            if name in self.here.files:
-                self._put(name)
-
-    def _unpublish_what_is_not_so_any_more(self) -> None:
-        """A checkpoint of another content, or newer than all that are here, could be gone back to by mistake."""
-        newest = {name.partition("/")[0]: name for name in sorted(self.here.checkpoints)}
-        for name, files in self.there.checkpoints.items():
-            if MANIFEST not in files or name in self.here.damaged:
-                continue
-            digest = self.here.checkpoints.get(name)
-            parent = name.partition("/")[0]
-            if self._is_there(name) if digest else name < newest.get(parent, ""):
-                continue
-            self._remove([f"{name}/{MANIFEST}"])
-            del files[MANIFEST]
-
-    def _is_there(self, name: str) -> bool:
-        """Whether a checkpoint that is here is published, whole and the same."""
-        files = self.there.checkpoints.get(name, {})
-        if MANIFEST not in files:
-            return False
-        digest = self.here.checkpoints[name]
-        if self.known.get(name) != digest:
-            if _sha256(self.store.read(f"{self.place}/{name}/{MANIFEST}")) != digest:
-                return False
-            self._note(name, digest)
-        try:
-            wanted = _sizes_of((self.folder / name / MANIFEST).read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return True  # dropped here meanwhile
-        return all(files.get(file) == size for file, size in wanted.items())
-
-    def _put(self, name: str) -> None:
-        try:
-            content = self.here.files[name].read_bytes()
-        except FileNotFoundError:
-            return  # removed meanwhile: the next publication removes it there
-        if name.endswith(LINES):
-            content = _whole_lines(content)
-        digest = _sha256(content)
-        if self.known.get(name) != digest or self.there.files.get(name) != len(content):
-            self.store.put(f"{self.place}/{name}", content)
-            self._note(name, digest)
-
-    def _send(self, name: str, digest: str) -> bool:
-        """Publish a checkpoint; False when it was dropped here meanwhile."""
-        if self._is_there(name):
-            return True
-        alike = [other for other, same in self.here.checkpoints.items() if same == digest and other != name]
-        twin = next((other for other in alike if self._is_there(other)), None)
-        source = self.folder / name
-        try:
-            manifest = (source / MANIFEST).read_bytes()
-            sizes = _sizes_of(manifest)
-            for file in sizes:
-                if twin:
-                    self.store.copy(f"{self.place}/{twin}/{file}", f"{self.place}/{name}/{file}")
-                else:
-                    self.store.put_file(source / file, f"{self.place}/{name}/{file}")
-            self.copy.require_writer(self.folder)
-            self.store.put(f"{self.place}/{name}/{MANIFEST}", manifest)
-        except FileNotFoundError:
-            if source.is_dir():
-                raise
-            return False
-        self._note(name, digest)
-        self.there.checkpoints[name] = {**sizes, MANIFEST: len(manifest)}
-        return True
-
-    def _drop(self, name: str) -> None:
-        files = self.there.checkpoints[name]
-        self._remove([f"{name}/{file}" for file in sorted(files, key=lambda file: file != MANIFEST)])
-
-    def _remove(self, names: list[str]) -> None:
-        for name in names:
-            self.store.remove([f"{self.place}/{name}"])
-            self.known.pop(name, None)
-
-    def _note(self, name: str, digest: str) -> None:
-        self.known[name] = digest
-        _note(self.folder, self.known)
-
-
-def _noted(folder: Path) -> dict[str, str]:
-    """sha256 of what was published of a folder; nothing of it is relied on without a look at the store."""
-    try:
-        return dict(json.loads((folder / PUBLISHED).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _note(folder: Path, published: dict[str, str]) -> None:
-    write_atomically(folder / PUBLISHED, json.dumps(published, indent=1, sort_keys=True))
-
-
-def _sizes_of(manifest: bytes) -> dict[str, int]:
-    """Sizes of a checkpoint's files, by path. Raises ValueError when this is no manifest or names files elsewhere."""
-    try:
-        found = {str(name): int(entry["bytes"]) for name, entry in json.loads(manifest)["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{MANIFEST} is broken") from error
-    for name in found:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{MANIFEST} names the file {name!r} outside the folder")
-    return found
-
-
-def _whole_lines(content: bytes) -> bytes:
-    """Without the last one while it is being written."""
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        Publication(self, folder).carry_out()

@@ -8,17 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.abilities import Captioner, Comparer, Finder, Matcher, Tagger
 from models.contract import (
     Batch,
-    Captioner,
-    Comparer,
-    Finder,
-    Matcher,
     Objective,
     Phase,
     Settings,
     StepContext,
-    Tagger,
     TextFeatures,
 )
 from models.parallel import OneRank

@@ -52,6 +52,28 @@ def test_a_reader_that_fetches_slowly_does_not_write_over_one_who_has_begun_here
     assert published(first)["runs/run/metrics.jsonl"] == b'{"images": 2000}\n'
 
 
+def test_what_its_writer_takes_away_while_it_is_fetched_is_not_there(first: Home, second: Home) -> None:
+    run = made_by(first, 1)
+    with exclusive(run):
+        (run / "a note.txt").write_text("soon gone")
+    store, gone = working_copy(first).store, []
+
+    def take_away(_: int, route: str) -> bool:
+        if route == "cat_file" and listed and not gone:
+            gone.append("runs/run/a note.txt")
+            store.remove(gone)
+        listed.extend([route] * (route == "find"))
+        return False
+
+    listed: list[str] = []
+    spoil(second, take_away)
+    pull(second.runs / "run")
+    assert gone and sorted(path.name for path in (second.runs / "run").glob("[!.]*")) == [
+        "checkpoints",
+        "metrics.jsonl",
+    ]
+
+
 class Sends:
     """What MLflow is sent: from which folders."""
 

@@ -32,7 +32,8 @@ def digest(model: str, version: int) -> str:
 class FakePainter:
     """Pictures of noise from seed and checkpoint. A batch takes 20 ms, so that requests find company.
 
-    "exit" in a prompt ends the replica's process if the file named after it is still there, and removes it.
+    "exit" in a prompt ends the replica's process if the file named after it is still there, and removes it; "wait for"
+    waits until the file is there, and "note" makes it.
     """
 
     resolution = 8
@@ -62,14 +63,18 @@ class FakePainter:
         return ((pixels + 1) * 127.5).to(torch.uint8).numpy()
 
     def draw_float(self, prompts: Sequence[str], seeds: Sequence[int], truncation: float | None = None) -> torch.Tensor:
-        time.sleep(0.4 if "slow" in prompts else 0.02)
+        time.sleep(0.02)
         for prompt in prompts:
             if prompt.startswith("exit ") and Path(prompt[5:]).exists():
                 Path(prompt[5:]).unlink()
                 os._exit(1)
             if prompt.startswith("wait for "):
-                while not Path(prompt.removeprefix("wait for ")).exists():
+                awaited = Path(prompt.removeprefix("wait for "))
+                awaited.with_name(f"{awaited.name} awaited by {os.getpid()}").touch()
+                while not awaited.exists():
                     time.sleep(0.05)
+            if prompt.startswith("note "):
+                Path(prompt.removeprefix("note ")).touch()
             if prompt == "fail":
                 raise ValueError("secret prompt text")
         return torch.stack([self.picture(seed, truncation) for seed in seeds])

@@ -83,6 +83,12 @@ def copy_of(path: Path) -> "WorkingCopy | None":
     return None
 
 
+def found_at(path: Path) -> str:
+    """What to call a path of a home before anybody: in a working copy, where it is published."""
+    copy = copy_of(path)
+    return str(path) if copy is None else f"{copy.url}/{copy.name(path)}"
+
+
 def pull(folder: Path, writing: bool = False) -> None:
     """Make a run's, trial's or campaign's folder what another machine published of it, if it did.
 

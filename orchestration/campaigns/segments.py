@@ -25,7 +25,7 @@ from orchestration.campaigns.ledger import Reached, Segment, SegmentState, Trial
 from orchestration.campaigns.points import trial_experiment
 from orchestration.config import Experiment, parse_experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home, copy_of
+from orchestration.home import Home, copy_of, found_at
 from orchestration.preparation import Preparation
 from orchestration.prepared import Prepared
 from orchestration.remote import places
@@ -150,18 +150,24 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
         under = tuple(given.get("turn", ()))
         with taking(folder, places.written_here(given), under):
             turn = Turn.take(folder, under)
-            reached = _run(told, segment, turn)
+            try:
+                reached = _run(told, segment, turn)
+            except (RequestError, RunError):
+                raise
+            except Exception:
+                with suppress(RunError), turn.writing():
+                    write_atomically(folder / FAILURE, traceback.format_exc())
+                raise
     except (RequestError, RunError) as error:
         if isinstance(error, Superseded):
             log.warning("%s", error)  # nobody hears what is returned
         reached = failed(folder, str(error))
     except Exception as error:
         sentence = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        story = traceback.format_exc()
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(RunError), turn.writing() if turn else nullcontext():
-            write_atomically(folder / FAILURE, story)
-        reached = failed(folder, f"{sentence} (the whole story is in {folder / FAILURE})")
+        if turn is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / FAILURE, traceback.format_exc())
+        reached = failed(folder, f"{sentence} (the whole story is in {found_at(folder / FAILURE)})")
     finally:
         # The process may be used again: nets are cycles, and a compiler counts how often it met the same code.
         gc.collect()
@@ -172,7 +178,8 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def taking(folder: Path, driver_is_here: bool, under: Order = ()) -> Iterator[None]:
-    """What other machines published of a trial is fetched first, and what it has become is published at the end.
+    """What other machines published of a trial is fetched first, and what it has become is published at the end, also
+    where it failed.
 
     driver_is_here: the driver reads the same folder, and publishes at its own end what could not be. RunError else.
     under: the driver's turn; Superseded when it is over.
@@ -184,7 +191,14 @@ def taking(folder: Path, driver_is_here: bool, under: Order = ()) -> Iterator[No
     from orchestration.remote.following import take_under
 
     take_under(copy, folder, under)
-    yield
+    try:
+        yield
+    except Superseded:
+        raise  # the folder is another process's
+    except Exception:
+        with suppress(OSError, RunError):
+            copy.push(folder)
+        raise
     try:
         copy.insist(copy.push, folder, "published")
     except RunError as error:

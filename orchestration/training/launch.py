@@ -14,7 +14,7 @@ from typing import Any
 from orchestration.cluster import ray_cluster, require, require_cluster, signals_kept, wants_gpu
 from orchestration.config import Experiment
 from orchestration.errors import RequestError, RunError
-from orchestration.home import Home, exclusive, pull
+from orchestration.home import Home, exclusive, found_at, pull
 from orchestration.preparation import PART_FIGURES, Preparation
 from orchestration.prepared import Prepared
 from orchestration.progress import Watcher, default_progress
@@ -289,6 +289,6 @@ def worker_failure(error: Exception, folder: Path) -> Exception:
     log = folder / "failure.txt"
     write_atomically(log, str(error))
     return RunError(
-        f"a worker failed ({sentence}); the whole story is in {log}; repeat the command to go on from the last "
-        "checkpoint"
+        f"a worker failed ({sentence}); the whole story is in {found_at(log)}; repeat the command to go on from the "
+        "last checkpoint"
     )

@@ -106,6 +106,25 @@ def test_a_trial_goes_on_where_another_machine_left_it(first: Home, second: Home
     fetch_rung(first.root / trial / "rungs", "f" * 64)  # nowhere: whoever needs it says so
 
 
+def test_why_a_trial_failed_on_another_machine_can_be_read_where_it_says(
+    first: Home, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(given: Given, segment: Segment, turn: Turn) -> Reached:
+        (turn.folder / "half.txt").write_text("begun")
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(segments, "_run", breaks)
+    prepared = tiny_job(tmp_path / "job", segment_run(), protocol="fixed").prepared
+    told = Given(segment_run(), SPACE, prepared, first.campaigns / "c", "parent", first.root, None, "c")
+    values = json.loads(json.dumps(places.told({**told.to_json(), SEGMENT: asdict(segment_of(0, 0))}, told.folder)))
+    machine(url, tmp_path / "second", monkeypatch)
+    reached = reached_from_json(segments.run_segment(values))
+    place = "campaigns/c/trials/trial-0000/failure.txt"
+    assert reached.reason == f"by nothing (the whole story is in {url}/{place})"
+    there = published(first)
+    assert b"ZeroDivisionError" in there[place] and there[place.replace("failure", "half")] == b"begun"
+
+
 def test_what_a_trial_leaves_is_published_by_the_driver_if_it_could_not(
     first: Home, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,7 +22,7 @@ from .cluster_support import Cluster, Node, two_nodes
 from .netns_support import Cable, cable
 from .test_ray_node_loss import Campaign
 
-pytestmark = pytest.mark.ray_cluster
+pytestmark = [pytest.mark.ray_cluster, pytest.mark.late]
 LET_DIE = {
     # A machine counts as dead after 25 seconds without an answer; Ray's own minute would be most of the test.
     "RAY_health_check_period_ms": "1000",

@@ -27,7 +27,7 @@ from orchestration.training.worker import CHECKPOINTS, Job, train_worker
 from .cluster_support import Cluster, Node, free_ports, two_nodes
 from .ray_support import assignments
 
-pytestmark = pytest.mark.ray_cluster
+pytestmark = [pytest.mark.ray_cluster, pytest.mark.late]
 PATIENCE_S = 240.0
 """So long nothing may happen: a machine that has too much else to do is slow, and goes on."""
 STEP, STEPS = 32, 64

@@ -188,9 +188,9 @@ class TestRefusals:
         ("name", "said"),
         [
             ("labels", "labels outside its 20 classes"),
-            ("mask_starts", "does not part what it should"),
-            ("code_starts", "does not part what it should"),
-            ("run_starts", "does not part what it should"),
+            ("mask_starts", " masks: "),
+            ("code_starts", " bytes of codes: "),
+            ("run_starts", " runs: "),
         ],
     )
     def test_damaged_arrays(self, data: Dataset, tmp_path: Path, name: str, said: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestration.data.json_files import StructT, clause, read_bytes
 from orchestration.errors import RequestError
@@ -22,6 +23,10 @@ def read_about(file: Path, layout: type[StructT], form: int, what: str, again: s
     if about is None:
         raise RequestError(f"{file} is of format {found}, and this version reads {form}: {again}")
     return about
+
+
+Forms = Mapping[str, tuple[str, str]]
+"""By array: its type, and its shape in letters, such as "N,4"."""
 
 
 class _Form(msgspec.Struct):
@@ -41,11 +46,8 @@ def map_array(file: Path, dtype: str, again: str) -> Any:
     return array
 
 
-def map_arrays(
-    folder: Path, forms: Mapping[str, tuple[str, str]], sizes: Mapping[str, int], said: str, again: str
-) -> dict[str, Any]:
-    """The arrays of a folder, memory-mapped: NAME.npy for each of forms, which gives its type and its shape in letters,
-    such as "N,4".
+def map_arrays(folder: Path, forms: Forms, sizes: Mapping[str, int], said: str, again: str) -> dict[str, Any]:
+    """The arrays of a folder, memory-mapped: NAME.npy for each of forms.
 
     sizes: what the letters stand for, and `said` by whom. Raises RequestError that ends in `again`.
     """
@@ -58,3 +60,9 @@ def map_arrays(
                 f"{again}"
             )
     return arrays
+
+
+def require_parts(file: Path, starts: NDArray[np.int64], end: int, what: str, again: str) -> None:
+    """RequestError, which ends in `again`, where starts (N+1,) of a file do not part `end` of what it says."""
+    if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
+        raise RequestError(f"{file} does not part {end} {what}: {again}")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestration.data.array_files import map_arrays, read_about
+from orchestration.data.array_files import map_arrays, read_about, require_parts
 from orchestration.data.patch_search import PatchIndex, PreFilterSettings, recall
 from orchestration.data.patches import (
     ObjectSource,
@@ -143,8 +143,7 @@ def open_candidates(folder: Path) -> StoredCandidates:
     arrays = map_arrays(folder, ARRAYS, sizes, ABOUT, _AGAIN)
     arrays |= {name: np.array(arrays[name]) for name in ("image_ids", "starts", "counts")}
     starts, counts, places = arrays["starts"], arrays["counts"], arrays["places"]
-    if starts[0] != 0 or starts[-1] != about.objects or (np.diff(starts) < 0).any():
-        raise RequestError(f"{folder / 'starts.npy'} does not part {about.objects} objects: {_AGAIN}")
+    require_parts(folder / "starts.npy", starts, about.objects, "objects", _AGAIN)
     if not ((counts >= 0) & (counts <= k)).all():
         raise RequestError(f"{folder / 'counts.npy'} has counts outside 0 to {k}: {_AGAIN}")
     there = np.arange(k) < counts[:, None]

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestration.data.array_files import map_arrays, read_about
+from orchestration.data.array_files import map_arrays, read_about, require_parts
 from orchestration.data.patch_search import ByClass
 from orchestration.errors import RequestError
 from orchestration.mapping import map_blocks, read_block
@@ -180,8 +180,7 @@ def open_bank(folder: Path) -> PatchBank:
     arrays = map_arrays(folder, ARRAYS, sizes, ABOUT, _AGAIN)
     arrays |= {name: np.array(arrays[name]) for name in ("classes", "image_ids", "starts")}
     starts, classes = arrays["starts"], arrays["classes"]
-    if starts[0] != 0 or starts[-1] != about.count or (np.diff(starts) < 0).any():
-        raise RequestError(f"{folder / 'starts.npy'} does not part {about.count} patches: {_AGAIN}")
+    require_parts(folder / "starts.npy", starts, about.count, "patches", _AGAIN)
     if not (classes.min() >= 1 and classes.max() <= len(about.classes)):
         raise RequestError(
             f"{folder / 'classes.npy'} has classes outside 1 to {len(about.classes)}, of which {ABOUT} has names: "

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.contract import LabelMaps
-from orchestration.data.array_files import map_arrays, read_about
+from orchestration.data.array_files import Forms, require_parts
 from orchestration.data.label_maps import LabelReader
 from orchestration.data.records import Dataset
 from orchestration.errors import RequestError
@@ -34,6 +34,7 @@ from orchestration.narratives.record_blocks import (
     with_narratives,
 )
 from orchestration.narratives.runs import from_runs, to_runs
+from orchestration.narratives.stored_maps import AGAIN, AboutMaps, StoredMaps, open_arrays, read_maps_about
 from orchestration.stages import Progress, Stage, short_hash, write_atomically
 
 VERSION = 1
@@ -41,7 +42,7 @@ FORMAT = 1
 ABOUT = "canvases.json"
 FIGURES = "figures.json"
 BLOCK = 64  # pictures, with all their narratives, between two files
-ARRAYS: Mapping[str, tuple[str, str]] = {
+ARRAYS: Forms = {
     "image_ids": ("int64", "C"),
     "rows": ("int64", "C"),
     "run_starts": ("int64", "L+1"),
@@ -51,32 +52,20 @@ ARRAYS: Mapping[str, tuple[str, str]] = {
 }
 """Type and shape of each array."""
 _MAPPED = ("labels", "instances", "lengths")
-_AGAIN = "delete that folder and repeat what wrote it"
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What canvases.json says.
+class About(AboutMaps, frozen=True, forbid_unknown_fields=True):
+    """What canvases.json says. narratives: C; maps: L; runs: R."""
 
-    data: digest of the split's data; size: S; classes: names; stuff: which of them are no things; narratives: C; maps:
-    L; runs: R.
-    """
-
-    format: int
-    data: str
-    size: int
-    classes: tuple[str, ...]
-    stuff: tuple[bool, ...]
     narratives: int
     maps: int
     runs: int
 
 
 @dataclass(frozen=True, eq=False)
-class StoredCanvases:
+class StoredCanvases(StoredMaps[About]):
     """The label maps (S,S) of C narratives: arrays as the module says, the large ones memory-mapped."""
 
-    folder: Path
-    about: About = field(repr=False)
     image_ids: NDArray[np.int64] = field(repr=False)
     rows: NDArray[np.int64] = field(repr=False)
     run_starts: NDArray[np.int64] = field(repr=False)
@@ -86,21 +75,6 @@ class StoredCanvases:
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    @property
-    def size(self) -> int:
-        """S, in pixels."""
-        return self.about.size
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """K names; K itself is "don't care"."""
-        return self.about.classes
-
-    @property
-    def stuff(self) -> tuple[bool, ...]:
-        """Which classes are no things."""
-        return self.about.stuff
 
     def take(self, captions: NDArray[np.int64]) -> LabelMaps:
         """The label maps of B narratives, by their places among the C."""
@@ -114,17 +88,13 @@ class StoredCanvases:
 
 def open_canvases(folder: Path) -> StoredCanvases:
     """What a stage wrote. Raises RequestError for all that is not as the module says."""
-    about = read_about(folder / ABOUT, About, FORMAT, "canvases", _AGAIN)
+    about = read_maps_about(folder / ABOUT, About, FORMAT, "canvases")
     sizes = {"C": about.narratives, "L+1": about.maps + 1, "R": about.runs}
-    arrays = map_arrays(folder, ARRAYS, sizes, ABOUT, _AGAIN)
-    arrays |= {name: np.array(arrays[name]) for name in ARRAYS if name not in _MAPPED}
-    if len(about.stuff) != len(about.classes) or about.size < 1:
-        raise RequestError(f"{folder / ABOUT} has a size below 1, or not one kind for each class: {_AGAIN}")
+    arrays = open_arrays(folder, ARRAYS, sizes, ABOUT, _MAPPED)
     starts, rows = arrays["run_starts"], arrays["rows"]
-    if starts[0] != 0 or starts[-1] != about.runs or (np.diff(starts) < 0).any():
-        raise RequestError(f"{folder / 'run_starts.npy'} does not part {about.runs} runs: {_AGAIN}")
+    require_parts(folder / "run_starts.npy", starts, about.runs, "runs", AGAIN)
     if len(rows) and not (rows.min() >= 0 and rows.max() < about.maps):
-        raise RequestError(f"{folder / 'rows.npy'} names label maps outside 0 to {about.maps - 1}: {_AGAIN}")
+        raise RequestError(f"{folder / 'rows.npy'} names label maps outside 0 to {about.maps - 1}: {AGAIN}")
     return StoredCanvases(folder, about, **arrays)
 
 

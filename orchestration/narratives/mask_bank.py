@@ -7,7 +7,7 @@ mask_starts (N+1,), picture i owns the masks mask_starts[i] to mask_starts[i+1];
 map as `orchestration.narratives.runs` has it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestration.data.array_files import map_arrays, read_about
+from orchestration.data.array_files import Forms, require_parts
 from orchestration.data.label_maps import LabelReader
 from orchestration.data.mask_choice import Code, PictureMasks, picture_masks
 from orchestration.data.records import Dataset
@@ -26,13 +26,14 @@ from orchestration.errors import RequestError
 from orchestration.mapping import join_blocks, read_block
 from orchestration.narratives.record_blocks import ReadRecords, forget_blocks, map_records, with_labels
 from orchestration.narratives.runs import from_runs, to_runs
+from orchestration.narratives.stored_maps import AGAIN, AboutMaps, StoredMaps, open_arrays, read_maps_about
 from orchestration.stages import Progress, Stage, short_hash, write_atomically
 
 VERSION = 1
 FORMAT = 1
 ABOUT = "mask_bank.json"
 BLOCK = 256  # pictures between two files
-ARRAYS: Mapping[str, tuple[str, str]] = {
+ARRAYS: Forms = {
     "image_ids": ("int64", "N"),
     "mask_starts": ("int64", "N+1"),
     "labels": ("int32", "M"),
@@ -46,21 +47,11 @@ ARRAYS: Mapping[str, tuple[str, str]] = {
 """Type and shape of each array."""
 _MAPPED = ("codes", "run_labels", "run_lengths")
 _COUNTS = {"mask_starts": "mask_counts", "code_starts": "code_sizes", "run_starts": "run_counts"}  # of blocks
-_AGAIN = "delete that folder and repeat what wrote it"
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What mask_bank.json says.
+class About(AboutMaps, frozen=True, forbid_unknown_fields=True):
+    """What mask_bank.json says. pictures: N; masks: M; bytes: of all codes, B; runs: R."""
 
-    data: digest of the pictures' data; size: S; classes: names; stuff: which of them are no things; pictures: N; masks:
-    M; bytes: of all codes, B; runs: R.
-    """
-
-    format: int
-    data: str
-    size: int
-    classes: tuple[str, ...]
-    stuff: tuple[bool, ...]
     pictures: int
     masks: int
     bytes: int
@@ -68,11 +59,9 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, eq=False)
-class MaskBank:
+class MaskBank(StoredMaps[About]):
     """Masks and label maps (S,S) of N pictures: arrays as the module says, the large ones memory-mapped."""
 
-    folder: Path
-    about: About = field(repr=False)
     image_ids: NDArray[np.int64] = field(repr=False)
     mask_starts: NDArray[np.int64] = field(repr=False)
     labels: NDArray[np.int32] = field(repr=False)
@@ -86,39 +75,20 @@ class MaskBank:
     @classmethod
     def open(cls, folder: Path) -> "MaskBank":
         """What the stage wrote. Raises RequestError for all that is not as the module says."""
-        about = read_about(folder / ABOUT, About, FORMAT, "a mask bank", _AGAIN)
+        about = read_maps_about(folder / ABOUT, About, FORMAT, "a mask bank")
         sizes = {"N": about.pictures, "M": about.masks, "B": about.bytes, "R": about.runs}
         sizes |= {"N+1": about.pictures + 1, "M+1": about.masks + 1}
-        arrays = map_arrays(folder, ARRAYS, sizes, ABOUT, _AGAIN)
-        arrays |= {name: np.array(arrays[name]) for name in ARRAYS if name not in _MAPPED}
-        if len(about.stuff) != len(about.classes) or about.size < 1:
-            raise RequestError(f"{folder / ABOUT} has a size below 1, or not one kind for each class: {_AGAIN}")
-        for name, end in (("mask_starts", about.masks), ("code_starts", about.bytes), ("run_starts", about.runs)):
-            starts = arrays[name]
-            if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
-                raise RequestError(f"{folder / f'{name}.npy'} does not part what it should, 0 to {end}: {_AGAIN}")
+        arrays = open_arrays(folder, ARRAYS, sizes, ABOUT, _MAPPED)
+        parts = {"mask_starts": (about.masks, "masks"), "code_starts": (about.bytes, "bytes of codes")}
+        for name, (end, what) in (parts | {"run_starts": (about.runs, "runs")}).items():
+            require_parts(folder / f"{name}.npy", arrays[name], end, what, AGAIN)
         labels = arrays["labels"]
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(about.classes)):
-            raise RequestError(f"{folder / 'labels.npy'} has labels outside its {len(about.classes)} classes: {_AGAIN}")
+            raise RequestError(f"{folder / 'labels.npy'} has labels outside its {len(about.classes)} classes: {AGAIN}")
         return cls(folder, about, **arrays)
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    @property
-    def size(self) -> int:
-        """S, in pixels."""
-        return self.about.size
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """K names; K itself is "don't care"."""
-        return self.about.classes
-
-    @property
-    def stuff(self) -> tuple[bool, ...]:
-        """Which classes are no things."""
-        return self.about.stuff
 
     def has(self, label: int) -> bool:
         """Whether any picture shows this class."""

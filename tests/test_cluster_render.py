@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -469,7 +470,7 @@ class Machine:
             "scontrol": "#!/bin/sh\necho one\necho two\n",
             "scancel": '#!/bin/sh\necho "scancel $*" >>"$CALLS"\nkill $(cat "$CALLS".started)\n',
             # The one that finds ports, and the one that counts nodes.
-            "python": '#!/bin/sh\ncat >/dev/null\n[ "$2" != 70012 ] || { echo 20012 20013 20014; exit; }\nsleep 1\n',
+            "python": '#!/bin/sh\ncat >/dev/null\n[ $2 != "$SLURM_JOB_ID" ] || exec echo 20012 20013 20014\nsleep 1\n',
             "t2i": '#!/bin/sh\necho "t2i $RAY_ADDRESS $*" >>"$CALLS"\nexit "${CODE:-0}"\n',
         }.items():
             path = folder / "bin" / name
@@ -564,7 +565,9 @@ def test_a_slurm_job_starts_a_cluster_runs_the_command_and_ends(machine: Machine
     profile = parse_profile(values, "gpu.yaml")
     program = machine.folder / "t2i.sbatch"
     program.write_text(render(profile, "gpu.yaml", "0", ["slurm"]).files["slurm/t2i.sbatch"])
-    slurm = {"SLURM_JOB_ID": "70012", "SLURM_JOB_NODELIST": "n[1-2]", "RAY_LASTS": "61.25"}
+    # No other's: one that was killed may have left its own.
+    job = f"{random.SystemRandom().randrange(10**7, 10**8)}"
+    slurm = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-2]", "RAY_LASTS": f"61.{job}"}
     missing = machine.run(program, "train", "xmcgan_laptop", **slurm)
     assert missing.returncode == 1 and "PGPASSWORD: put it into ~/.t2i/secrets.env" in missing.stderr
     secrets = machine.folder / ".t2i" / "secrets.env"
@@ -576,12 +579,12 @@ def test_a_slurm_job_starts_a_cluster_runs_the_command_and_ends(machine: Machine
     assert "t2i 10.0.0.9:20012 train xmcgan_laptop --set a=b c" in calls
     starts = [call for call in calls if call.startswith("token start")]
     assert len(starts) == 2 and all("--num-cpus=48 --num-gpus=4" in start for start in starts)
-    assert len({re.search(r"--temp-dir=/tmp/ray-70012-\w{4}/ray ", start)[0] for start in starts}) == 2  # type: ignore[index]
+    assert len({re.search(rf"--temp-dir=/tmp/ray-{job}-\w{{4}}/ray ", start)[0] for start in starts}) == 2  # type: ignore[index]
     assert "--dashboard-port=20013 --ray-client-server-port=20014" in "".join(starts) and "a=b" not in "".join(starts)
     # Told to end, not killed: each puts its folder away.
-    assert calls.count("ended") == 2 and "scancel --signal=TERM 70012" in calls
-    assert not list(Path("/tmp").glob("ray-70012-*"))
-    left = subprocess.run(["pgrep", "-f", "sleep 61.25"], capture_output=True, text=True, check=False).stdout
+    assert calls.count("ended") == 2 and f"scancel --signal=TERM {job}" in calls
+    assert not list(Path("/tmp").glob(f"ray-{job}-*"))
+    left = subprocess.run(["pgrep", "-f", f"sleep 61.{job}"], capture_output=True, text=True, check=False).stdout
     assert left == ""
     assert machine.run(program, **slurm).returncode == 2
 

@@ -24,6 +24,8 @@ QUIET_ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # processes start side by side
     # Workers stay where the command was given, so that a relative path means the same to all.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Each of our processes has an environment of its own: those that Ray starts beforehand, one a core, none could use.
+    "RAY_prestart_worker_first_driver": "0",
     # Ray's uv hook would rebuild the environment on workers; the environment is the one that is running.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
@@ -76,6 +78,8 @@ def ray_cluster(minimum_cpus: int = 1, extra_resources: dict[str, float] | None 
     require_cluster()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address or address == OWN:
+        # Nobody takes this machine away with a warning: an actor that listens for one is a process more to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         options |= {
             "num_cpus": max(os.cpu_count() or 1, minimum_cpus),
             "resources": extra_resources or {},

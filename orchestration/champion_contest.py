@@ -60,7 +60,7 @@ def judge_challenger(
     Raises RequestError where it cannot be judged.
     """
     experiment = checkpoint.experiment
-    if not hasattr(experiment.trainable, "sample"):
+    if not experiment.draws:
         raise RequestError(f"{experiment.system} draws no pictures that could be judged: promote it with --force")
     found = []
     for evaluation in _evaluations(checkpoint, experiment, home, contest, progress):

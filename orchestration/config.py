@@ -271,6 +271,11 @@ class Experiment(_Trained):
         """Whether it has anything to train itself, beside its parts."""
         return bool(self.trainable.optimizers(self.model))
 
+    @property
+    def draws(self) -> bool:
+        """Whether what it trains draws pictures; parts do not."""
+        return self.system in system_names()
+
     def get_system(self) -> System[Any]:
         """The system this experiment trains; KeyError for a part."""
         return get_system(self.system)

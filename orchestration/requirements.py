@@ -69,7 +69,7 @@ def choose_protocol(experiment: Experiment) -> str:
     """The protocol that "auto" means for this data. Raises RequestError for one that cannot judge it."""
     from orchestration.evaluation.feature_views import NETS
 
-    if not hasattr(experiment.trainable, "sample"):
+    if not experiment.draws:
         return PART_PROTOCOL
     wanted = experiment.evaluation.protocol
     generated = parse_source(experiment.data.source).kind == SCENES

@@ -150,6 +150,6 @@ def test_figures_that_do_not(tracker: Tracker, home: Home, plain: Checkpoint, fi
 
 
 def test_parts_draw_nothing(tracker: Tracker, home: Home, monkeypatch: pytest.MonkeyPatch, plain: Checkpoint) -> None:
-    monkeypatch.delattr(type(plain.experiment.trainable), "sample")
+    monkeypatch.setattr(Experiment, "draws", False)
     with pytest.raises(RequestError, match="xmcgan draws no pictures that could be judged"):
         judge_challenger(tracker, home, plain, plain.folder, CONTEST, quiet)

@@ -192,7 +192,7 @@ class Needs:
     def _activations(self) -> float:
         """Of a worker's micro-batch; 0 for a part, which does not draw. What learns nothing draws to be judged."""
         base, training = self.base, self.base.training
-        if not hasattr(base.trainable, "sample"):
+        if not base.draws:
             return 0.0
         count = training.batch_size // (training.micro_batches * self.each)
         nets, pictures = self._nets, count

@@ -280,7 +280,7 @@ class Session:
     def _draw_grid(self) -> None:
         """A fixed set of held-out captions with fixed noise, so that grids can be compared over time."""
         self.drawn_at = self.state.images_seen
-        if not self.recorder or not hasattr(self.experiment.trainable, "sample"):
+        if not self.recorder or not self.experiment.draws:
             return
         draw = drawer(self.experiment, self.state.sampling_nets(), self.device)
         pictures = draw(self._grid_conditions, [GRID_SEED + index for index in range(GRID_PICTURES)])

@@ -34,18 +34,19 @@ check: $(VENV)/installed
 
 # Tests on a real Ray cluster mostly wait, for processes that start and for machines that are given up: the others run
 # meanwhile, and after these the clusters that take minutes, so that neither of the two rows is much the longer.
+HERE = $(BIN)/python -m pytest -m "not ray_cluster" $(BESIDE)
 test: check
 	@$(MAKE) --no-print-directory -j2 --keep-going --output-sync=target test-here-then-late test-early
 
 test-here: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not ray_cluster" $(BESIDE)
+	$(HERE)
 
 test-ray: $(VENV)/installed
 	$(BIN)/python -m pytest -m ray_cluster
 
 test-here-then-late: $(VENV)/installed
 	@failed=0; \
-	$(BIN)/python -m pytest -m "not ray_cluster" $(BESIDE) || failed=1; \
+	$(HERE) || failed=1; \
 	$(BIN)/python -m pytest -m "ray_cluster and late" || failed=1; \
 	exit $$failed
 

@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.abilities import CaptionReader
-from models.contract import (
-    Gathered,
-    Given,
-    Trainable,
-)
+from models.contract import Gathered, Given, Trainable
 from models.encoders.image import WeightsMissing
 from models.encoders.regions import DETECTOR
 from models.encoders.text import TextEncoder

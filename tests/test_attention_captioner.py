@@ -12,16 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.abilities import Captioner
-from models.contract import (
-    NOTHING,
-    Batch,
-    Given,
-    Regions,
-    StageMissing,
-    StepContext,
-    Tokens,
-    parameter_count,
-)
+from models.contract import NOTHING, Batch, Given, Regions, StageMissing, StepContext, Tokens, parameter_count
 from models.cpgan.captioner import AttentionCaptioner, AttentionCaptionerConfig, TopDownCaptioner, frozen_captioner
 from models.losses.captioning import caption_loss
 from models.parallel import OneRank, Ranks

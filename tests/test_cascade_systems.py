@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from models.abilities import Captioner, Matcher
 from models.attngan import DAMSM, AttnGAN, AttnGANConfig, DAMSMConfig, TextEncoderSettings
 from models.attngan.damsm import evaluating
-from models.contract import (
-    Batch,
-    Given,
-    Objective,
-    StageMissing,
-    StepContext,
-    TextFeatures,
-    Tokens,
-)
+from models.contract import Batch, Given, Objective, StageMissing, StepContext, TextFeatures, Tokens
 from models.encoders.image import WeightsMissing
 from models.encoders.trunk import ImageTrunkSettings
 from models.mirrorgan import STREAM, MirrorGAN, MirrorGANConfig, Stream, StreamConfig

@@ -14,10 +14,7 @@ from models.abilities import Matcher
 from models.attngan import DAMSM, DAMSMConfig, TextEncoder, TextEncoderSettings
 from models.attngan.system import image_judge
 from models.blocks.discriminator import Discriminator
-from models.contract import (
-    Given,
-    StageMissing,
-)
+from models.contract import Given, StageMissing
 from models.cpgan.config import CPGANConfig, CPGANDAMSMConfig, MemoryTextSettings
 from models.cpgan.damsm import CPGANDAMSM
 from models.cpgan.discriminator import FineGrainedDiscriminator

@@ -14,14 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from models.abilities import Matcher
-from models.contract import (
-    Batch,
-    Nets,
-    Objective,
-    StepContext,
-    TextFeatures,
-    parameter_count,
-)
+from models.contract import Batch, Nets, Objective, StepContext, TextFeatures, parameter_count
 from models.encoders.image import WeightsMissing
 from models.encoders.trunk import ImageTrunkSettings
 from models.losses.contrastive import contrast_scores, margin_contrast

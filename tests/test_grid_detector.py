@@ -17,11 +17,7 @@ from torch import Tensor
 
 from models.abilities import Finder
 from models.blocks.boxes import paired_overlaps
-from models.contract import (
-    Batch,
-    Objects,
-    StepContext,
-)
+from models.contract import Batch, Objects, StepContext
 from models.detectors import Detector, RegionDetector
 from models.detectors.boxes import pairwise_iou
 from models.detectors.grid import GridDetector, GridDetectorConfig, GridDetectorPart, GridNet, open_grid_detector

@@ -23,13 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.abilities import CaptionReader
-from models.contract import (
-    Batch,
-    Given,
-    Settings,
-    TextFeatures,
-    parameter_count,
-)
+from models.contract import Batch, Given, Settings, TextFeatures, parameter_count
 from models.encoders.bert import NO_WEIGHTS, BertSettings
 from models.encoders.image import PretrainedImageSettings
 from models.encoders.regions import DETECTOR

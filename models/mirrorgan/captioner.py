@@ -7,17 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attngan.damsm import evaluating, known_words, load_fitting
-from models.contract import (
-    NOTHING,
-    AdamSettings,
-    Batch,
-    Given,
-    Nets,
-    Objective,
-    Phase,
-    StepContext,
-    Trainable,
-)
+from models.contract import NOTHING, AdamSettings, Batch, Given, Nets, Objective, Phase, StepContext, Trainable
 from models.encoders.trunk import ImageTrunk, TrunkFeatures
 from models.mirrorgan.config import StreamConfig
 from models.mirrorgan.losses import stream_objective

@@ -9,18 +9,7 @@ from models.blocks.graphs import flatten, known_names
 from models.blocks.noise import seeded_noise
 from models.blocks.object_discriminator import Discriminators, Judgement
 from models.blocks.pixels import to_signed
-from models.contract import (
-    NOTHING,
-    AdamSettings,
-    Batch,
-    Given,
-    Graphs,
-    Nets,
-    Objective,
-    Phase,
-    StepContext,
-    System,
-)
+from models.contract import NOTHING, AdamSettings, Batch, Given, Graphs, Nets, Objective, Phase, StepContext, System
 from models.losses.scene_graphs import discriminator_objective
 from models.sg2im.config import Sg2imConfig
 from models.sg2im.losses import generator_objective

@@ -8,18 +8,7 @@ from torch import Tensor, nn
 from models.attngan.damsm import evaluating
 from models.blocks.label_maps import known_classes, label_input
 from models.blocks.noise import seeded_noise, untruncated
-from models.contract import (
-    NOTHING,
-    AdamSettings,
-    Batch,
-    Given,
-    LabelMaps,
-    Nets,
-    Objective,
-    Phase,
-    StepContext,
-    System,
-)
+from models.contract import NOTHING, AdamSettings, Batch, Given, LabelMaps, Nets, Objective, Phase, StepContext, System
 from models.losses.feature_matching import (
     ScaleJudgement,
     discriminator_objective,

@@ -19,14 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.abilities import CaptionReader
-from models.contract import (
-    Batch,
-    Candidates,
-    Given,
-    Graphs,
-    LabelMaps,
-    TextFeatures,
-)
+from models.contract import Batch, Candidates, Given, Graphs, LabelMaps, TextFeatures
 from models.detectors.contract import DetectorSettings
 from models.encoders.image import PretrainedImageSettings, WeightsMissing, find_weights
 from models.encoders.regions import DETECTOR

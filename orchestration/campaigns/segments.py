@@ -155,8 +155,7 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
             except (RequestError, RunError):
                 raise
             except Exception:
-                with suppress(RunError), turn.writing():
-                    write_atomically(folder / FAILURE, traceback.format_exc())
+                _keep_story(folder, turn)  # before it is published
                 raise
     except (RequestError, RunError) as error:
         if isinstance(error, Superseded):
@@ -164,9 +163,7 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
         reached = failed(folder, str(error))
     except Exception as error:
         sentence = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        if turn is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / FAILURE, traceback.format_exc())
+        _keep_story(folder, turn)  # of what failed around it too
         reached = failed(folder, f"{sentence} (the whole story is in {found_at(folder / FAILURE)})")
     finally:
         # The process may be used again: nets are cycles, and a compiler counts how often it met the same code.
@@ -174,6 +171,13 @@ def run_segment(given: Mapping[str, Any]) -> dict[str, Any]:
         if given["base"]["resources"].get("compile"):
             torch.compiler.reset()
     return asdict(reached)
+
+
+def _keep_story(folder: Path, turn: Turn | None) -> None:
+    """What went wrong, as Python tells it, beside the trial."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(RunError), turn.writing() if turn else nullcontext():
+        write_atomically(folder / FAILURE, traceback.format_exc())
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from orchestration.data.json_files import StructT, clause, read_bytes
 from orchestration.errors import RequestError
 
+Forms = Mapping[str, tuple[str, str]]
+"""By array: its type, and its shape in letters, such as "N,4"."""
+
 
 def read_about(file: Path, layout: type[StructT], form: int, what: str, again: str) -> StructT:
     """A folder's description, of this `form`. Raises RequestError that ends in `again`."""
@@ -23,10 +26,6 @@ def read_about(file: Path, layout: type[StructT], form: int, what: str, again: s
     if about is None:
         raise RequestError(f"{file} is of format {found}, and this version reads {form}: {again}")
     return about
-
-
-Forms = Mapping[str, tuple[str, str]]
-"""By array: its type, and its shape in letters, such as "N,4"."""
 
 
 class _Form(msgspec.Struct):

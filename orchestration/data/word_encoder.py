@@ -12,11 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models.abilities import CaptionReader
-from models.contract import (
-    Given,
-    TextFeatures,
-    Tokens,
-)
+from models.contract import Given, TextFeatures, Tokens
 from models.encoders.text import TextEncoder, TextEncoderSettings
 from models.parts import PART
 from models.registry import get_trainable

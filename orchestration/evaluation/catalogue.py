@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 
 from models.abilities import Captioner, Matcher
-from models.contract import (
-    NOTHING,
-)
+from models.contract import NOTHING
 from orchestration.config import Experiment
 from orchestration.data.features import CaptionIndex
 from orchestration.data.sources import SCENES, parse_source

@@ -22,12 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.abilities import Captioner, Matcher
-from models.contract import (
-    NOTHING,
-    Batch,
-    Given,
-    Tokens,
-)
+from models.contract import NOTHING, Batch, Given, Tokens
 from models.encoders.image import WeightsMissing
 from models.encoders.text import PROBE, TextEncoder, quiet_loading
 from models.parts import PART

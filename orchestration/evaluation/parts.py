@@ -10,10 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.abilities import Captioner, Comparer, Finder, Matcher, Tagger
-from models.contract import (
-    Batch,
-    Nets,
-)
+from models.contract import Batch, Nets
 from models.detectors.contract import Detections
 from orchestration.config import Experiment
 from orchestration.data.batches import CaptionedPictures, held_out_captions

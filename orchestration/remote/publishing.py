@@ -1,47 +1,24 @@
 """One publication of one folder: what is published becomes what is here, in an order that may end anywhere."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from orchestration.remote.contents import (
-    LINES,
-    MANIFEST,
-    Here,
-    Listing,
-    note,
-    noted,
-    sha256_of,
-    sizes_of,
-    whole_lines,
-)
-from orchestration.remote.store import Store
+from orchestration.remote.contents import LINES, MANIFEST, Here, Listing, note, noted, sha256_of, sizes_of, whole_lines
+
+if TYPE_CHECKING:
+    from orchestration.remote.copies import WorkingCopy
 
 LAST = ("segment.json", "outcome.json")
 """They say how far a run has come, so they are published after what they speak of."""
 
 
-class Owner(Protocol):
-    """Whose folder it is: a working copy."""
-
-    @property
-    def store(self) -> Store: ...
-
-    def name(self, folder: Path) -> str:
-        """A folder's path in the store."""
-        ...
-
-    def require_writer(self, folder: Path) -> None:
-        """RunError when another copy has taken the folder over."""
-        ...
-
-
 class Publication:
-    """Raises OSError, and RunError as `Owner.require_writer`.
+    """Raises OSError, and RunError as `WorkingCopy.require_writer`.
 
     Killed at any moment it leaves a state to go on from, which is never behind the last whole checkpoint.
     """
 
-    def __init__(self, copy: Owner, folder: Path) -> None:
+    def __init__(self, copy: "WorkingCopy", folder: Path) -> None:
         self.copy, self.store, self.folder, self.place = copy, copy.store, folder, copy.name(folder)
         # Checkpoints are listed before the records are read, so that these reach at least as far.
         self.here = Here.of(folder)

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.abilities import Captioner, Comparer, Finder, Matcher, Tagger
-from models.contract import (
-    Batch,
-    Objective,
-    Phase,
-    Settings,
-    StepContext,
-    TextFeatures,
-)
+from models.contract import Batch, Objective, Phase, Settings, StepContext, TextFeatures
 from models.parallel import OneRank
 from models.registry import gathered_names, get_system, get_trainable, part_names, system_names
 from models.xmcgan import XMCGAN, XMCGANConfig

@@ -56,16 +56,16 @@ def test_what_its_writer_takes_away_while_it_is_fetched_is_not_there(first: Home
     run = made_by(first, 1)
     with exclusive(run):
         (run / "a note.txt").write_text("soon gone")
-    store, gone = working_copy(first).store, []
+    store, listed, gone = working_copy(first).store, list[str](), list[str]()
 
     def take_away(_: int, route: str) -> bool:
         if route == "cat_file" and listed and not gone:
             gone.append("runs/run/a note.txt")
             store.remove(gone)
-        listed.extend([route] * (route == "find"))
+        if route == "find":
+            listed.append(route)
         return False
 
-    listed: list[str] = []
     spoil(second, take_away)
     pull(second.runs / "run")
     assert gone and sorted(path.name for path in (second.runs / "run").glob("[!.]*")) == [
